@@ -1,0 +1,196 @@
+"""The model folder: a Hugging Face model repository, and beside it `classifier.json`, which holds what only we know.
+
+It loads with no network, no pickle and no training code, and can be moved, renamed and copied.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from classifier.errors import BadModelFolder
+from classifier.network import Network
+from classifier.preprocess import PreprocessSpec
+
+MANIFEST = "classifier.json"
+WEIGHTS = "model.safetensors"
+_COVERED = ("config.json", WEIGHTS, "preprocessor_config.json")
+
+
+class Manifest(BaseModel):
+    """`classifier.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    name: str
+    """What the model calls itself in answers, e.g. `EXAMS/default/2026-11-22/14-03-55`; kept when the folder is renamed."""
+    labels: tuple[str, ...] = Field(min_length=2)
+    """Class names; a class's code is its place here."""
+    preprocess: PreprocessSpec
+    files: dict[str, str]
+    """File name -> `sha256:...`, for every file that an answer depends on."""
+    dataset: dict[str, Any]
+    """`name` and `fingerprint` of what it was trained on, and the `counts` of its splits."""
+    metrics: dict[str, Any]
+    """`accuracy` and `macro_f1` on the test split, `val_acc` and `best_epoch`; empty when it was not tested."""
+    created: str
+    versions: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        """`sha256:...` over everything that an answer depends on: weights, config, preprocessing, labels."""
+        parts = {"files": self.files, "labels": self.labels, "preprocess": self.preprocess.model_dump(mode="json")}
+        return "sha256:" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A loaded model folder, checked against its digests."""
+
+    path: Path
+    manifest: Manifest
+    network: Network  # eval mode, on the CPU
+
+
+def write_model(
+    folder: Path,
+    network: Network,
+    *,
+    name: str,
+    labels: tuple[str, ...],
+    spec: PreprocessSpec,
+    dataset: dict[str, Any],
+    metrics: dict[str, Any],
+    created: str,
+) -> Manifest:
+    """Write weights, config, preprocessing and manifest into a folder that may hold other things.
+
+    Every file is whole or absent; `classifier.json` comes last, so a folder that has it is complete.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
+        network.backbone.save_pretrained(scratch)
+        (Path(scratch) / "preprocessor_config.json").write_text(json.dumps(spec.processor, indent=2) + "\n")
+        manifest = Manifest(
+            name=name,
+            labels=labels,
+            preprocess=spec,
+            files={file: _sha256(Path(scratch) / file) for file in _COVERED},
+            dataset=dataset,
+            metrics=metrics,
+            created=created,
+            versions=_versions(),
+        )
+        (Path(scratch) / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+        for file in (*_COVERED, MANIFEST):
+            os.replace(Path(scratch) / file, folder / file)
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and validate `classifier.json`; the weights are not touched.
+
+    Raises:
+        BadModelFolder: it is missing, or not of this schema.
+    """
+    file = folder / MANIFEST
+    try:
+        return Manifest.model_validate_json(file.read_bytes())
+    except FileNotFoundError as error:
+        found = "no such folder" if not folder.is_dir() else f"no {MANIFEST} in it"
+        raise BadModelFolder(
+            f"{folder}: {found}; expected a model folder as training leaves it, e.g. models/EXAMS/default/DATE/TIME"
+        ) from error
+    except OSError as error:
+        raise BadModelFolder(f"{file} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise BadModelFolder(
+            f"{file}: {place}: {first['msg']}; it was written by another version, or damaged"
+        ) from error
+
+
+def load_model(folder: Path) -> ModelFolder:
+    """Load a model folder: no network access, no pickle, every file checked against its digest.
+
+    Raises:
+        BadModelFolder: a file is missing, changed since it was written, or cannot be loaded.
+    """
+    from transformers import AutoModelForImageClassification
+
+    folder = folder.resolve()
+    manifest = read_manifest(folder)
+    missing = [file for file in _COVERED if file not in manifest.files]
+    if missing:
+        raise BadModelFolder(f"{folder / MANIFEST} states no digest of {', '.join(missing)}")
+    for file, expected in manifest.files.items():
+        if Path(file).name != file:
+            raise BadModelFolder(f"{folder / MANIFEST} names {file}, which lies outside the folder")
+        try:
+            found = _sha256(folder / file)
+        except OSError as error:
+            raise BadModelFolder(f"{folder / file} cannot be read: {error.strerror}") from error
+        if found != expected:
+            raise BadModelFolder(
+                f"{folder / file} is not the file that was written with the model: its digest is {found[:19]}, expected "
+                f"{expected[:19]}; copy the whole model folder again"
+            )
+    try:
+        backbone = AutoModelForImageClassification.from_pretrained(
+            str(folder), local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
+    except Exception as error:  # as in network._explained
+        raise BadModelFolder(f"{folder} cannot be loaded: {type(error).__name__}: {str(error)[:300]}") from error
+    network = Network(backbone, manifest.preprocess).eval()
+    return ModelFolder(path=folder, manifest=manifest, network=network)
+
+
+def find_model(model: str, *, models_dir: Path) -> Path:
+    """Find the model folder that a user means.
+
+    Args:
+        model: a folder, or `EXAMS` for the newest model of a dataset, or `EXAMS/category` for the newest of a category.
+        models_dir: where models are kept, `models`.
+
+    Raises:
+        BadModelFolder: none is there; says which datasets have one.
+    """
+    if not model.strip():
+        raise BadModelFolder(
+            f"no model named; set it to a model folder or to one of: {_datasets_with_models(models_dir)}"
+        )
+    folder = Path(model).expanduser()
+    if (folder / MANIFEST).is_file():
+        return folder.resolve()
+    parts = Path(model).parts
+    if len(parts) <= 2 and ".." not in parts and not folder.is_absolute():
+        pattern = "*/*/" if len(parts) == 2 else "*/*/*/"
+        found = [file.parent for file in (models_dir / model).glob(pattern + MANIFEST)]
+        if found:
+            # DATE/TIME sort by name; the category in front of them must not count
+            return max(found, key=lambda folder: folder.parts[-2:]).resolve()
+    what = "has no finished model in it" if folder.is_dir() else "is neither a model folder nor a dataset with a model"
+    raise BadModelFolder(f"{model} {what}; datasets with models in {models_dir}: {_datasets_with_models(models_dir)}")
+
+
+def _datasets_with_models(models_dir: Path) -> str:
+    names = sorted({file.relative_to(models_dir).parts[0] for file in models_dir.glob(f"*/*/*/*/{MANIFEST}")})
+    return ", ".join(names) or "none"
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "transformers", "pillow")}

@@ -1,0 +1,208 @@
+"""The network: uint8 pixels in, logits out. Built from a Hugging Face model or config; normalisation lies inside it.
+
+Axis letters: B pictures, C classes, H and W pixels.
+"""
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from classifier.errors import UnknownModel
+from classifier.preprocess import PreprocessSpec
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, PreTrainedModel
+
+_log = logging.getLogger(__name__)
+
+# PyTorch's own default is 0.1. TensorFlow's momentum is the share that is *kept*, 0.99 and above.
+_BATCH_NORM_MOMENTUM = 0.05
+_HUB = "huggingface.co"
+_HUB_TIMEOUT_S = 5.0
+
+
+class Network(nn.Module):
+    """A Hugging Face image classifier that takes raw pixels.
+
+    Rescaling and mean/std are buffers, so nothing can be normalised twice or not at all, and the float work happens on
+    the device that the network is on.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: "PreTrainedModel", spec: PreprocessSpec) -> None:
+        super().__init__()
+        self.backbone = backbone
+        # (pixels * rescale - mean) / std, with the rescaling folded in: one subtraction, one division.
+        scale = spec.rescale_factor
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1) / scale, persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1) / scale, persistent=False)
+
+    def normalise(self, pixels: Tensor) -> Tensor:  # uint8 or float [B,3,H,W] in 0..255 -> float32 [B,3,H,W]
+        # channels_last: convolutions on CPUs and on tensor cores are faster in it, by up to 1.95x (BENCHMARKS.md)
+        floats = pixels.to(dtype=torch.float32, memory_format=torch.channels_last)
+        return (floats - self.mean) / self.std
+
+    def forward(self, pixels: Tensor) -> Tensor:  # uint8 or float [B,3,H,W] in 0..255 -> float32 [B,C]
+        return self.backbone(pixel_values=self.normalise(pixels)).logits.float()
+
+
+def load_network(
+    name: str, *, labels: Sequence[str], spec: PreprocessSpec, config: dict[str, Any] | None = None
+) -> Network:
+    """Build a network with a new head for `labels`, in training mode.
+
+    Args:
+        name: a model of the Hugging Face hub, or a folder in its form. Not used with `config`.
+        labels: class names; their order gives the codes.
+        spec: the model's preprocessing, from `load_preprocess`.
+        config: a Hugging Face config (`model_type` and its fields): random weights, nothing to download.
+
+    Raises:
+        UnknownModel: it cannot be found or loaded, or is no image classifier.
+    """
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    id2label = dict(enumerate(labels))
+    head = {"id2label": id2label, "label2id": {label: code for code, label in id2label.items()}}
+    with _explained(name, config):
+        if config is not None:
+            fields = {key: value for key, value in config.items() if key != "model_type"}
+            backbone = AutoModelForImageClassification.from_config(
+                AutoConfig.for_model(config["model_type"], **fields, **head)
+            )
+        else:
+            # float32: a checkpoint saved in half precision would otherwise be trained in it
+            backbone = AutoModelForImageClassification.from_pretrained(
+                _local_or_hub(name), ignore_mismatched_sizes=True, dtype=torch.float32, trust_remote_code=False, **head
+            )
+    backbone.config.problem_type = "single_label_classification"
+    _repair_batch_norm(backbone)
+    _repair_dropout(backbone)
+    # from_pretrained returns eval mode, and Lightning leaves a module in the mode that it finds
+    return Network(backbone, spec).train().to(memory_format=torch.channels_last)
+
+
+def load_preprocess(
+    name: str, *, size_px: int | None, max_pixels: int, config: dict[str, Any] | None = None
+) -> PreprocessSpec:
+    """Find a model's own preprocessing.
+
+    Args:
+        name: as for `load_network`.
+        size_px: resize every picture to this square instead; needed with `config`, and where a model states no size.
+        max_pixels: the largest picture that is decoded.
+        config: as for `load_network`.
+
+    Raises:
+        UnknownModel: the model cannot be found, or states no image size while `size_px` is None.
+    """
+    from transformers import AutoConfig, ViTImageProcessor
+
+    with _explained(name, config):
+        if config is not None:
+            processor = None
+            size_px = size_px or config.get("image_size")
+        else:
+            place = _local_or_hub(name)
+            processor = _own_processor(place)
+            if processor is None and size_px is None:
+                size_px = getattr(AutoConfig.from_pretrained(place, trust_remote_code=False), "image_size", None)
+    if processor is None and not isinstance(size_px, int):
+        raise UnknownModel(f"{name} states no image size; set model.size_px, for example model.size_px=224")
+    if isinstance(size_px, int):
+        # A square, from the processor's own mean and std where it has them.
+        kept = {
+            key: getattr(processor, key) for key in ("image_mean", "image_std", "resample") if processor is not None
+        }
+        processor = ViTImageProcessor(size={"height": size_px, "width": size_px}, **kept)
+    assert processor is not None
+    return PreprocessSpec.from_processor(processor, max_pixels=max_pixels)
+
+
+def _own_processor(place: str) -> "BaseImageProcessor | None":
+    from transformers import AutoImageProcessor
+
+    try:
+        return AutoImageProcessor.from_pretrained(place, backend="pil", trust_remote_code=False)
+    except (OSError, ValueError):  # no preprocessor_config.json, or one of a kind that has no Pillow form
+        return None
+
+
+def _repair_batch_norm(backbone: nn.Module) -> None:
+    """transformers hands TensorFlow's momentum to PyTorch, where it means the opposite: 0.997 makes the running
+    statistics those of the last batch, and validation accuracy falls by up to 20 points while the loss improves."""
+    for module in backbone.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum and module.momentum > 0.5:
+            _log.info("BatchNorm momentum %s is TensorFlow's; set to %s", module.momentum, _BATCH_NORM_MOMENTUM)
+            module.momentum = _BATCH_NORM_MOMENTUM
+
+
+def _repair_dropout(backbone: nn.Module) -> None:
+    """The same mistake with TensorFlow's keep probability: MobileNet's configs say 0.999, which drops nearly all."""
+    for module in backbone.modules():
+        if isinstance(module, nn.Dropout) and module.p > 0.5:
+            _log.info("dropout %s is TensorFlow's keep probability; set to %s", module.p, 1 - module.p)
+            module.p = round(1 - module.p, 6)
+
+
+def _local_or_hub(name: str) -> str:
+    """A folder's absolute path, or the name itself when the hub or its cache can give it.
+
+    Raises:
+        UnknownModel: the name is neither a folder nor cached, and the hub does not answer.
+    """
+    if Path(name).expanduser().is_dir():
+        return str(Path(name).expanduser().resolve())
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UnknownModel(
+            f"model.model_name={name}: no such folder; expected a folder with config.json, or a hub name"
+        )
+    if not _is_cached(name) and not _hub_answers():
+        raise UnknownModel(
+            f"{name} is neither a folder nor in the local cache, and {_HUB} cannot be reached; connect, or set "
+            "model.model_name=FOLDER to a downloaded model (config.json, model.safetensors, preprocessor_config.json)"
+        )
+    return name
+
+
+def _is_cached(name: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name, "config.json"), str)
+
+
+def _hub_answers() -> bool:
+    """Asked once, shortly: the hub's own client retries for 25 s before it gives up."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return False
+    if any(os.environ.get(key) for key in ("HF_ENDPOINT", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True  # reached another way than by a direct connection: let the client find out
+    try:
+        with socket.create_connection((_HUB, 443), timeout=_HUB_TIMEOUT_S):
+            return True
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def _explained(name: str, config: dict[str, Any] | None) -> Iterator[None]:
+    what = f"model.model_name={name}" if config is None else f"model.config with model_type={config.get('model_type')}"
+    try:
+        yield
+    except UnknownModel:
+        raise
+    except Exception as error:  # transformers and the hub raise OSError, ValueError, KeyError, RuntimeError, ...
+        first_line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UnknownModel(
+            f"{what} cannot be loaded as an image classifier: {first_line.strip()[:300]}; expected a model of the hub's "
+            "Image Classification or Image Feature Extraction category, or a folder in its form"
+        ) from error

@@ -1,0 +1,68 @@
+"""What the whole suite shares: one Ray, one tiny real model, where the photos are if they are here."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Nothing in the suite may reach for the hub; the tests that need it to fail rely on that.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+TINY_CONFIG = {
+    "model_type": "resnet",
+    "embedding_size": 8,
+    "hidden_sizes": [8, 16],
+    "depths": [1, 1],
+    "layer_type": "basic",
+}
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real photos and checkpoints beside the repository."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip(f"needs the photos and checkpoints in {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def ray_once() -> Iterator[None]:
+    """One Ray for the whole session: starting it takes seconds."""
+    from cluster.session import ray_session
+
+    with ray_session(address=None, admission_cpus=6):
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder in `models/PETS/default/2026-11-22/14-03-55`: two classes, 32 x 32 pixels, random weights."""
+    folder = tmp_path_factory.mktemp("project") / "models" / "PETS" / "default" / "2026-11-22" / "14-03-55"
+    return write_tiny_model(folder, labels=("cat", "dog"), seed=0)
+
+
+def write_tiny_model(folder: Path, *, labels: tuple[str, ...], seed: int) -> Path:
+    """Write a real, untrained model folder in milliseconds."""
+    import torch
+
+    from classifier import image
+    from classifier.model_folder import write_model
+    from classifier.network import load_network, load_preprocess
+
+    torch.manual_seed(seed)
+    spec = load_preprocess("tiny", size_px=32, max_pixels=image.MAX_PIXELS, config=TINY_CONFIG)
+    network = load_network("tiny", labels=labels, spec=spec, config=TINY_CONFIG)
+    write_model(
+        folder,
+        network,
+        name="/".join(folder.parts[-4:]),
+        labels=labels,
+        spec=spec,
+        dataset={"name": folder.parts[-4], "fingerprint": "sha256:0", "counts": {}},
+        metrics={"accuracy": 0.9, "macro_f1": 0.9},
+        created="2026-11-22T14:03:55",
+    )
+    return folder

@@ -1,0 +1,1 @@
+"""Class folders -> catalog -> stream -> workers -> best checkpoint -> report. `run.py` is the table of contents."""
