@@ -121,6 +121,12 @@ def prepare_catalog(
     return catalog
 
 
+def write_info(file: Path, catalog: Catalog) -> None:
+    """Write the summary that `data_info.yaml` is."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(catalog.info(), sort_keys=False))
+
+
 def _unchanged(table: pa.Table) -> dict[Entry, dict[str, Any]]:
     return {
         Entry(row["path"], row["label"], row["size_bytes"], row["modified_ns"], None): row

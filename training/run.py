@@ -101,6 +101,7 @@ def _run(
     session: "Session",
     terminal: Terminal,
 ) -> int:
+    from training.catalog import INFO, write_info
     from training.checkpoint import keep_checkpoints
     from training.experiment import plan_experiment
     from training.job import plan_job
@@ -109,6 +110,7 @@ def _run(
 
     folder = _open_folder(config)
     write_settings(folder, config)
+    write_info(folder.train_info / INFO, catalog)
     terminal.keep_log_in(folder.log)
     rule = config.callbacks.model_checkpoint
     with plan_job(config, catalog, spec, plan, folder, object_store_bytes=session.object_store_bytes) as job:
