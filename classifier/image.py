@@ -6,7 +6,7 @@ import stat
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from classifier.errors import BadImage, EmptyImage, NotAFile, TooManyBytes, TooManyPixels, UnsupportedFormat
 
@@ -109,7 +109,7 @@ def decode(data: bytes, *, draft_px: int | None = None, max_pixels: int = MAX_PI
             if draft_px is not None and image.format in ("JPEG", "MPO"):
                 image.draft(None, (draft_px, draft_px))
             image.load()
-            upright = _UPRIGHT.get(orientation)
+            upright = None if orientation is None else _UPRIGHT.get(orientation)
             rgb = _to_rgb(image)
             return rgb if upright is None else rgb.transpose(upright)
         except MemoryError as error:
@@ -123,7 +123,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         raise EmptyImage("0 bytes")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise UnsupportedFormat(f"not a picture in a known format ({', '.join(FORMATS)})") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooManyPixels(f"more than {max_pixels:,} pixels") from error
