@@ -126,6 +126,7 @@ def decode(data: bytes, *, draft_px: int | None = None, max_pixels: int = MAX_PI
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise EmptyImage("0 bytes")
+    _check_size(*_webp_canvas(data), max_pixels)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
@@ -135,11 +136,22 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     except Exception as error:  # as in decode
         raise BadImage(f"cannot be opened: {_sentence(error)}") from error
     width_px, height_px = image.size
-    if width_px * height_px > max_pixels:
-        raise TooManyPixels(f"{width_px} x {height_px} pixels; at most {max_pixels:,} are decoded")
+    _check_size(width_px, height_px, max_pixels)
     if width_px * height_px == 0:
         raise EmptyImage(f"{width_px} x {height_px} pixels")
     return image
+
+
+def _webp_canvas(data: bytes) -> tuple[int, int]:
+    """The size that an extended WebP declares: Pillow's reader takes memory for two such canvases as it opens one."""
+    if data[:4] != b"RIFF" or data[8:16] != b"WEBPVP8X":
+        return 0, 0
+    return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+
+
+def _check_size(width_px: int, height_px: int, max_pixels: int) -> None:
+    if width_px * height_px > max_pixels:
+        raise TooManyPixels(f"{width_px} x {height_px} pixels; at most {max_pixels:,} are decoded")
 
 
 def _states_orientation(image: Image.Image, data: bytes) -> bool:
@@ -184,7 +196,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_float(samples: np.ndarray) -> Image.Image:
-    """Grey float samples carry no range; 0..1 and 0..255 are the two in use. Works in place: it may be 89 megapixels."""
+    """Grey float samples carry no range; 0..1 and 0..255 are the two in use. In place: they may be 89 megapixels."""
     np.nan_to_num(samples, copy=False)
     if samples.max(initial=0.0) <= 1.0:
         samples *= 255.0

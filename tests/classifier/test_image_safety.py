@@ -88,6 +88,18 @@ def test_a_declared_size_beyond_the_limit_is_refused_before_any_memory_is_taken(
     assert peak_growth_kb(lambda: decode(data)) < 20_000
 
 
+def test_an_animated_webp_that_declares_a_huge_canvas_is_refused_before_it_is_opened() -> None:
+    """Its reader would take two canvases of 4 bytes a pixel, and seconds to clear them."""
+    frames = [photo(24, 18, seed=seed) for seed in (1, 2)]
+    data = bytearray(encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:]))
+    assert data[12:16] == b"VP8X"
+    data[24:30] = b"\xff\x3f\x00" * 2  # 16,384 x 16,384
+    for read in (decode, read_header):
+        with pytest.raises(TooManyPixels, match="16384 x 16384"):
+            read(bytes(data))
+    assert peak_growth_kb(lambda: decode(bytes(data))) < 20_000
+
+
 def test_the_limit_can_be_lowered() -> None:
     """`max_pixels` is the caller's: a server sets less than a training run."""
     data = encoded(photo(100, 50), "PNG")
@@ -211,11 +223,11 @@ def test_a_fifo_does_not_block(tmp_path: Path) -> None:
 def test_a_folder_named_like_a_picture_is_not_a_file(tmp_path: Path) -> None:
     """And no file descriptor is lost on it."""
     (tmp_path / "x.jpg").mkdir()
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(20):
         with pytest.raises(NotAFile, match="folder"):
             read_file(tmp_path / "x.jpg")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 @pytest.mark.parametrize("name", ["nothing here.jpg", "a" * 300, "loop.jpg", "null\0byte.jpg"])
