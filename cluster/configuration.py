@@ -135,7 +135,7 @@ def _is_text(schema: type[BaseModel], key: str) -> bool:
 
 
 def _quoted(override: str, schema: type[BaseModel], keys: list[str]) -> str:
-    """Check an override's form and key, and quote free text, so that `file=photo (1).jpg` needs no quoting in a shell."""
+    """Check an override's form and key, and quote free text, so that `file=photo (1).jpg` is taken as it stands."""
     if "=" not in override:
         raise ConfigError(f"{override}: expected key=value, for example ds=EXAMS; --help lists the keys")
     key, _, value = override.partition("=")

@@ -67,8 +67,8 @@ def plan_training(capacity: Capacity, *, num_workers: int | Literal["auto"], dev
     wanted = num_workers if num_workers != "auto" else int(capacity.gpus) if use_gpu else 1
     if use_gpu and wanted > capacity.gpus:
         raise ClusterError(
-            f"num_workers={wanted} needs {wanted} GPUs, the cluster has {capacity.gpus:g}; set num_workers={int(capacity.gpus)} "
-            "or trainer=cpu"
+            f"num_workers={wanted} needs {wanted} GPUs, the cluster has {capacity.gpus:g}; "
+            f"set num_workers={int(capacity.gpus)} or trainer=cpu"
         )
     free = capacity.cpus - _TRIAL_CPUS
     spare = min(1.0, free / 2)  # one CPU for decode tasks, on a tiny cluster half of what there is
@@ -76,7 +76,8 @@ def plan_training(capacity: Capacity, *, num_workers: int | Literal["auto"], dev
     if share < _SMALLEST_SHARE_CPUS:
         most = int((free - spare) / _SMALLEST_SHARE_CPUS)
         raise ClusterError(
-            f"num_workers={wanted} does not fit: the cluster has {capacity.cpus:g} CPUs; set num_workers to at most {most}"
+            f"num_workers={wanted} does not fit: the cluster has {capacity.cpus:g} CPUs; "
+            f"set num_workers to at most {most}"
         )
     # A share below 1 is an admission token; a bigger share means whole cores for its threads.
     cores_each = capacity.cores / wanted
