@@ -25,7 +25,7 @@ def use_token() -> None:
             raise ClusterError(f"RAY_AUTH_TOKEN_PATH={file}: the file is empty; it must hold the cluster's token")
     if "RAY_AUTH_MODE" not in os.environ and any(source in os.environ for source in _TOKEN_SOURCES):
         os.environ["RAY_AUTH_MODE"] = "token"
-        from ray._raylet import Config
+        from ray._raylet import Config  # type: ignore[attr-defined]
 
         Config.initialize("")  # Ray read its settings when it was imported
 

@@ -1,6 +1,7 @@
 """Joining a Ray cluster, or starting one on this machine."""
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def ray_session(*, address: str | None, admission_cpus: int | None) -> Iterator[
         }
     else:
         # Worker processes of a cluster that runs already have its environment, not ours.
-        variables = {key: os.environ[key] for key in _ENVIRONMENT}
+        variables = {key: os.environ[key] for key in _ENVIRONMENT if key not in _job_variables()}
         options |= {"address": find_cluster(address), "runtime_env": {"env_vars": variables}}
     try:
         context = ray.init(**options)
@@ -93,6 +94,13 @@ def address_from_environment() -> str | None:
     """RAY_ADDRESS, unless it is empty or asks for a cluster of one's own."""
     address = os.environ.get("RAY_ADDRESS", "").strip()
     return None if address in ("", "local") else address
+
+
+def _job_variables() -> dict[str, str]:
+    """What `ray job submit --runtime-env` sets already: Ray refuses to be told twice, even the same value."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    variables: dict[str, str] = (job.get("runtime_env") or {}).get("env_vars") or {}
+    return variables
 
 
 def _capacity(nodes: list[dict[str, Any]], *, cores: int | None) -> "Capacity":
