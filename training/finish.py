@@ -62,7 +62,8 @@ def export(job: Job, spec: PreprocessSpec, network: Network, folder: RunFolder, 
     """Write the Hugging Face repository, `classifier.json` and the model card."""
     from training.model_card import write_model_card
 
-    kept = {key: metrics[key] for key in ("accuracy", "macro_f1", "loss", "val_acc", "best_epoch") if key in metrics}
+    names = ("accuracy", "macro_f1", "loss", "val_acc", "best_epoch")
+    kept: dict[str, Any] = {name: metrics[name] for name in names if name in metrics}
     write_model_card(folder, job, metrics)
     write_model(
         folder.path,

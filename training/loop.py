@@ -119,7 +119,7 @@ def train_loop(options: dict[str, Any]) -> None:
 
 
 def _freeze_unused(network: Any, spec: PreprocessSpec) -> None:
-    """Take parameters that no loss reaches (a masked-image token, a pooler) out of training: DDP would wait for them."""
+    """Take parameters that no loss reaches (a mask token, a pooler) out of training: DDP would wait for them."""
     import torch
 
     network.eval()  # dropped layers must not look unused
