@@ -101,8 +101,8 @@ def read_backbone(config_file: Path, weights_file: Path) -> "PreTrainedModel":
     `from_pretrained` of a folder would also follow what else lies in it: an adapter_config.json replaces the weights.
 
     Raises:
-        ValueError: weights are missing or of another shape; transformers and safetensors raise more than that on what is
-            not an image classifier's config, or damaged.
+        ValueError: weights are missing or of another shape; transformers and safetensors raise more than that on files
+            that are damaged, or not an image classifier's.
     """
     from safetensors.torch import load_file
     from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig
@@ -136,7 +136,7 @@ def load_preprocess(
     Raises:
         UnknownModel: the model cannot be found, or states no image size while `size_px` is None.
     """
-    from transformers import AutoConfig, ViTImageProcessor
+    from transformers import AutoConfig, ViTImageProcessorPil
 
     with _explained(name, config):
         if config is not None:
@@ -154,7 +154,7 @@ def load_preprocess(
         kept = {
             key: getattr(processor, key) for key in ("image_mean", "image_std", "resample") if processor is not None
         }
-        processor = ViTImageProcessor(size={"height": size_px, "width": size_px}, **kept)
+        processor = ViTImageProcessorPil(size={"height": size_px, "width": size_px}, **kept)
     assert processor is not None
     return PreprocessSpec.from_processor(processor, max_pixels=max_pixels)
 
