@@ -95,6 +95,33 @@ def load_network(
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # not in torch's stubs
 
 
+def read_backbone(config_file: Path, weights_file: Path) -> "PreTrainedModel":
+    """Read a saved image classifier from two files and nothing else.
+
+    `from_pretrained` of a folder would also follow what else lies in it: an adapter_config.json replaces the weights.
+
+    Raises:
+        ValueError: weights are missing or of another shape; transformers and safetensors raise more than that on files
+            that are damaged, or not an image classifier's.
+    """
+    from safetensors.torch import load_file
+    from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig
+
+    config = AutoConfig.from_pretrained(str(config_file), local_files_only=True, trust_remote_code=False)
+    found = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
+    classes = {kind.__name__: kind for kind in (found if isinstance(found, tuple) else (found,))}
+    saved_as = [name for name in config.architectures or () if name in classes]
+    kind = classes[saved_as[0]] if saved_as else next(iter(classes.values()))
+    backbone: PreTrainedModel
+    backbone, loading = kind.from_pretrained(
+        None, config=config, state_dict=load_file(weights_file), output_loading_info=True, dtype=torch.float32
+    )
+    wrong = sorted(str(key) for key in (*loading["missing_keys"], *loading["mismatched_keys"]))
+    if wrong:
+        raise ValueError(f"{weights_file.name} lacks {', '.join(wrong[:3])}")
+    return backbone
+
+
 def load_preprocess(
     name: str, *, size_px: int | None, max_pixels: int, config: dict[str, Any] | None = None
 ) -> PreprocessSpec:
@@ -109,7 +136,7 @@ def load_preprocess(
     Raises:
         UnknownModel: the model cannot be found, or states no image size while `size_px` is None.
     """
-    from transformers import AutoConfig, ViTImageProcessor
+    from transformers import AutoConfig, ViTImageProcessorPil
 
     with _explained(name, config):
         if config is not None:
@@ -127,7 +154,7 @@ def load_preprocess(
         kept = {
             key: getattr(processor, key) for key in ("image_mean", "image_std", "resample") if processor is not None
         }
-        processor = ViTImageProcessor(size={"height": size_px, "width": size_px}, **kept)
+        processor = ViTImageProcessorPil(size={"height": size_px, "width": size_px}, **kept)
     assert processor is not None
     return PreprocessSpec.from_processor(processor, max_pixels=max_pixels)
 
