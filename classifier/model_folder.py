@@ -5,7 +5,6 @@ It loads with no network, no pickle and no training code, and can be moved, rena
 
 import hashlib
 import json
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ class Manifest(BaseModel):
 
     schema_version: Literal[1] = 1
     name: str
-    """What the model calls itself in answers, e.g. `EXAMS/default/2026-11-22/14-03-55`; kept when the folder is renamed."""
+    """What the model calls itself in answers, e.g. `EXAMS/default/2026-11-22/14-03-55`; a renamed folder keeps it."""
     labels: tuple[str, ...] = Field(min_length=2)
     """Class names; a class's code is its place here."""
     preprocess: PreprocessSpec
@@ -89,7 +88,7 @@ def write_model(
         )
         (Path(scratch) / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
         for file in (*_COVERED, MANIFEST):
-            os.replace(Path(scratch) / file, folder / file)
+            (Path(scratch) / file).replace(folder / file)
     return manifest
 
 
@@ -139,8 +138,8 @@ def load_model(folder: Path) -> ModelFolder:
             raise BadModelFolder(f"{folder / file} cannot be read: {error.strerror}") from error
         if found != expected:
             raise BadModelFolder(
-                f"{folder / file} is not the file that was written with the model: its digest is {found[:19]}, expected "
-                f"{expected[:19]}; copy the whole model folder again"
+                f"{folder / file} is not the file that was written with the model: its digest is {found[:19]}, "
+                f"expected {expected[:19]}; copy the whole model folder again"
             )
     try:
         backbone = AutoModelForImageClassification.from_pretrained(

@@ -47,12 +47,15 @@ class Network(nn.Module):
         self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1) / scale, persistent=False)
 
     def normalise(self, pixels: Tensor) -> Tensor:  # uint8 or float [B,3,H,W] in 0..255 -> float32 [B,3,H,W]
+        """Rescale and normalise as the model's own processor would; the result lies in channels_last."""
         # channels_last: convolutions on CPUs and on tensor cores are faster in it, by up to 1.95x (BENCHMARKS.md)
         floats = pixels.to(dtype=torch.float32, memory_format=torch.channels_last)
         return (floats - self.mean) / self.std
 
     def forward(self, pixels: Tensor) -> Tensor:  # uint8 or float [B,3,H,W] in 0..255 -> float32 [B,C]
-        return self.backbone(pixel_values=self.normalise(pixels)).logits.float()
+        """The logits of every class for every picture."""
+        logits: Tensor = self.backbone(pixel_values=self.normalise(pixels)).logits
+        return logits.float()
 
 
 def load_network(
@@ -88,7 +91,8 @@ def load_network(
     _repair_batch_norm(backbone)
     _repair_dropout(backbone)
     # from_pretrained returns eval mode, and Lightning leaves a module in the mode that it finds
-    return Network(backbone, spec).train().to(memory_format=torch.channels_last)
+    network = Network(backbone, spec).train()
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # not in torch's stubs
 
 
 def load_preprocess(
@@ -203,6 +207,6 @@ def _explained(name: str, config: dict[str, Any] | None) -> Iterator[None]:
     except Exception as error:  # transformers and the hub raise OSError, ValueError, KeyError, RuntimeError, ...
         first_line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UnknownModel(
-            f"{what} cannot be loaded as an image classifier: {first_line.strip()[:300]}; expected a model of the hub's "
-            "Image Classification or Image Feature Extraction category, or a folder in its form"
+            f"{what} cannot be loaded as an image classifier: {first_line.strip()[:300]}; expected a model of the "
+            "hub's Image Classification or Image Feature Extraction category, or a folder in its form"
         ) from error

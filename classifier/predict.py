@@ -34,7 +34,8 @@ class Predictor:
     def __init__(self, model: ModelFolder, *, device: Device = "auto") -> None:
         self.manifest: Manifest = model.manifest
         self.device = _torch_device(device)
-        self._network = model.network.to(self.device, memory_format=torch.channels_last).eval()
+        network = model.network.to(self.device).eval()
+        self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
 
     @classmethod
     def load(cls, folder: Path, *, device: Device = "auto") -> "Predictor":
@@ -48,10 +49,12 @@ class Predictor:
 
     @property
     def spec(self) -> PreprocessSpec:
+        """The model's own preprocessing."""
         return self.manifest.preprocess
 
     @property
     def labels(self) -> tuple[str, ...]:
+        """Class names in code order."""
         return self.manifest.labels
 
     @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""From an upright RGB image to the pixels that the network takes. The only path: train, serve and folder job share it."""
+"""From an upright RGB image to the pixels that the network takes: the one path of training, serving, folder job."""
 
 import functools
 import json
@@ -81,8 +81,8 @@ class PreprocessSpec(BaseModel):
         shapes = {_by_processor(processor, photo).shape for photo in _probes()}
         if len(shapes) != 1:
             raise ConfigError(
-                f"the image processor {config.get('image_processor_type')} gives pixels of different sizes for different "
-                "pictures; set model.size_px to resize every picture to one size"
+                f"the image processor {config.get('image_processor_type')} gives pixels of different sizes for "
+                "different pictures; set model.size_px to resize every picture to one size"
             )
         (_, height_px, width_px) = shapes.pop()
         spec = cls(height_px=height_px, width_px=width_px, engine="pillow", **fields)

@@ -39,6 +39,7 @@ class Session:
     """A connection to Ray."""
 
     capacity: "Capacity"
+    object_store_bytes: float
     dashboard_url: str | None
     started_here: bool
 
@@ -83,6 +84,7 @@ def ray_session(*, address: str | None, admission_cpus: int | None) -> Iterator[
         dashboard = context.dashboard_url
         yield Session(
             capacity=_capacity(ray.nodes(), cores=physical_cores() if address is None else None),
+            object_store_bytes=ray.cluster_resources().get("object_store_memory", 0.0),
             dashboard_url=f"http://{dashboard}" if dashboard else None,
             started_here=address is None,
         )
