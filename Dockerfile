@@ -13,10 +13,10 @@ FROM python:${PYTHON_VERSION}-slim-bookworm
 # `cpu`, or a CUDA version as the PyTorch index names it. The CUDA libraries come as wheels, so the base stays the same.
 ARG TORCH=cpu
 
-# wget: the probes of Docker and of KubeRay call it. rsync: `ray up` copies files into the container with it.
+# wget: the probes of Docker and of KubeRay call it. ssh and rsync: `ray up` starts nodes and copies files with them.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends rsync wget \
+    && apt-get install --yes --no-install-recommends openssh-client rsync wget \
     && rm -rf /var/lib/apt/lists/*
 
 # /run/secrets: where the cluster's token is written; /cache: the model hub's files. A volume that is mounted there takes
