@@ -23,7 +23,9 @@ def test_macro_f1_is_the_mean_over_classes_and_not_the_accuracy() -> None:
 
     assert scores["accuracy"] == pytest.approx(3 / 5)
     assert scores["macro_f1"] == pytest.approx((1 / 2 + 2 / 3 + 0) / 3)
-    assert scores["per_class"]["good"] == pytest.approx({"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "support": 3})
+    assert scores["per_class"]["good"] == pytest.approx(
+        {"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "support": 3}
+    )
     assert scores["loss"] == pytest.approx(-np.log([0.8, 0.3, 0.8, 0.9, 0.05]).mean(), rel=1e-6)
 
 
