@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -118,20 +118,19 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _is_text(schema: type[BaseModel], key: str) -> bool:
-    """Whether a dotted key holds free text, or a path."""
+def _kinds(schema: type[BaseModel], key: str) -> set[Any]:
+    """The types that the value of a dotted key may have, None left out; empty where a part of the key is no section."""
     *sections, field = key.split(".")
     for section in sections:
         info = schema.model_fields.get(section)
         inner = _section_of(info.annotation) if info else None
         if inner is None:
-            return False
+            return set()
         schema = inner
     info = schema.model_fields.get(field)
     if info is None:
-        return False
-    kinds = set(get_args(info.annotation)) - {type(None)} or {info.annotation}
-    return kinds <= {str, Path}
+        return set()
+    return set(get_args(info.annotation)) - {type(None)} or {info.annotation}
 
 
 def _quoted(override: str, schema: type[BaseModel], keys: list[str]) -> str:
@@ -149,7 +148,10 @@ def _quoted(override: str, schema: type[BaseModel], keys: list[str]) -> str:
     known = bare in keys or any(bare.startswith(f"{free}.") or free.startswith(f"{bare}.") for free in keys)
     if not known:
         raise ConfigError(_unknown(bare, keys + sorted(groups)))
-    if _is_text(schema, bare) and value not in ("null", "") and value[:1] not in "'\"":
+    kinds = _kinds(schema, bare)
+    if any(get_origin(kind) is dict for kind in kinds) and key == bare:
+        return f"++{override}"  # free-form: its own keys are nobody's to know
+    if kinds and kinds <= {str, Path} and value not in ("null", "") and value[:1] not in "'\"":
         escaped = value.replace("\\", "\\\\").replace("'", "\\'")
         return f"{key}='{escaped}'"
     return override
