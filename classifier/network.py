@@ -136,17 +136,21 @@ def load_preprocess(
     Raises:
         UnknownModel: the model cannot be found, or states no image size while `size_px` is None.
     """
-    from transformers import AutoConfig, ViTImageProcessorPil
+    from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig, ViTImageProcessorPil
 
     with _explained(name, config):
         if config is not None:
             processor = None
+            stated = AutoConfig.for_model(config["model_type"])
             size_px = size_px or config.get("image_size")
         else:
             place = _local_or_hub(name)
             processor = _own_processor(place)
+            stated = AutoConfig.from_pretrained(place, trust_remote_code=False)
             if processor is None and size_px is None:
-                size_px = getattr(AutoConfig.from_pretrained(place, trust_remote_code=False), "image_size", None)
+                size_px = getattr(stated, "image_size", None)
+        if type(stated) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+            raise ValueError(f"a network of the type {stated.model_type} has no form that classifies images")
     if processor is None and not isinstance(size_px, int):
         raise UnknownModel(f"{name} states no image size; set model.size_px, for example model.size_px=224")
     if isinstance(size_px, int):
