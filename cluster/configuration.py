@@ -41,6 +41,7 @@ def compose(
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     keys = list(leaf_keys(schema))
     try:
@@ -48,7 +49,7 @@ def compose(
             quoted = [_quoted(override, schema, keys) for override in overrides]
             composed = hydra_compose(name, overrides=quoted) if base is None else _overridden(base, quoted)
             plain = OmegaConf.to_container(composed, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(_hydra_sentence(error)) from error
     return validate(schema, plain)
 
@@ -135,7 +136,7 @@ def _kinds(schema: type[BaseModel], key: str) -> set[Any]:
 
 def _quoted(override: str, schema: type[BaseModel], keys: list[str]) -> str:
     """Check an override's form and key, and quote free text, so that `file=photo (1).jpg` is taken as it stands."""
-    if "=" not in override:
+    if "=" not in override[1:]:
         raise ConfigError(f"{override}: expected key=value, for example ds=EXAMS; --help lists the keys")
     key, _, value = override.partition("=")
     bare = key.lstrip("+~")
@@ -152,9 +153,17 @@ def _quoted(override: str, schema: type[BaseModel], keys: list[str]) -> str:
     if any(get_origin(kind) is dict for kind in kinds) and key == bare:
         return f"++{override}"  # free-form: its own keys are nobody's to know
     if kinds and kinds <= {str, Path} and value not in ("null", "") and value[:1] not in "'\"":
-        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-        return f"{key}='{escaped}'"
+        return f"{key}='{_escaped(value)}'"
     return override
+
+
+def _escaped(text: str) -> str:
+    """Text that comes out of Hydra's quotes, and of OmegaConf's `${...}`, as it went in.
+
+    Source: https://hydra.cc/docs/advanced/override_grammar/basic (a backslash counts before a quote only).
+    """
+    text = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", text)
+    return re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
 
 
 def _unknown(key: str, keys: list[str]) -> str:
@@ -166,7 +175,7 @@ def _unknown(key: str, keys: list[str]) -> str:
 
 def _hydra_sentence(error: Exception) -> str:
     text = re.sub(r"\s+", " ", str(error)).strip()
-    return f"the command line cannot be read: {text[:300]}"
+    return f"the settings cannot be read: {text[:300]}"
 
 
 def _pydantic_sentence(error: ValidationError, keys: list[str]) -> str:
