@@ -156,9 +156,8 @@ def _quoted(override: str, schema: type[BaseModel], keys: list[str]) -> str:
 
 
 def _unknown(key: str, keys: list[str]) -> str:
-    nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-    if not nearest:  # `lr` for `model.lr`
-        nearest = [known for known in keys if known.rpartition(".")[2] == key.rpartition(".")[2]][:1]
+    nearest = [known for known in keys if known.endswith(f".{key}")][:1]  # `lr` for `model.lr`
+    nearest = nearest or difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]}?" if nearest else "--help lists the keys"
     return f"{key}: no such setting; {hint}"
 

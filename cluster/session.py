@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from classifier.errors import ClusterError
@@ -74,7 +75,8 @@ def ray_session(*, address: str | None, admission_cpus: int | None) -> Iterator[
     else:
         # Worker processes of a cluster that runs already have its environment, not ours.
         variables = {key: os.environ[key] for key in _ENVIRONMENT if key not in _job_variables()}
-        options |= {"address": find_cluster(address), "runtime_env": {"env_vars": variables}}
+        # So that our code is on every machine, in the version that was started here.
+        options |= {"address": find_cluster(address), "runtime_env": {"env_vars": variables, "py_modules": _packages()}}
     try:
         context = ray.init(**options)
     except Exception as error:  # ConnectionError, ValueError, RuntimeError, AuthenticationError, ... by what is wrong
@@ -96,6 +98,11 @@ def address_from_environment() -> str | None:
     """RAY_ADDRESS, unless it is empty or asks for a cluster of one's own."""
     address = os.environ.get("RAY_ADDRESS", "").strip()
     return None if address in ("", "local") else address
+
+
+def _packages() -> list[str]:
+    root = Path(__file__).resolve().parent.parent
+    return [str(root / name) for name in ("classifier", "cluster", "training", "serving")]
 
 
 def _job_variables() -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Small real pictures in every form that the tests need, made in memory."""
 
+import functools
 import io
 from typing import Any
 
@@ -11,6 +12,11 @@ ORIENTATION = 0x0112
 
 def photo(width_px: int = 64, height_px: int = 48, *, seed: int = 0) -> Image.Image:
     """A smooth coloured picture without any symmetry."""
+    return _photo(width_px, height_px, seed).copy()
+
+
+@functools.cache
+def _photo(width_px: int, height_px: int, seed: int) -> Image.Image:
     noise = np.random.default_rng(seed).integers(0, 256, (height_px, width_px, 3), dtype=np.uint8)
     smooth = np.asarray(Image.fromarray(noise).filter(ImageFilter.GaussianBlur(3)), dtype=np.float32)
     ramp = np.linspace(0, 90, width_px, dtype=np.float32)[None, :, None]
