@@ -22,13 +22,16 @@ class Section(BaseModel):
 SectionT = TypeVar("SectionT", bound=Section)
 
 
-def compose(schema: type[SectionT], *, name: str, overrides: Sequence[str]) -> SectionT:
+def compose(
+    schema: type[SectionT], *, name: str, overrides: Sequence[str], base: dict[str, Any] | None = None
+) -> SectionT:
     """Compose `configs/NAME.yaml` with the command line's `key=value` pairs, and validate the whole.
 
     Args:
         schema: the frozen model that the result is checked against.
         name: file name in `configs/`, without suffix.
         overrides: the command line, e.g. `["ds=EXAMS", "model.lr=1e-3", "trainer=cpu"]`.
+        base: start from these settings instead of `configs/NAME.yaml`.
 
     Raises:
         ConfigError: an unknown key, a wrong value, or something that is not `key=value`.
@@ -42,11 +45,25 @@ def compose(schema: type[SectionT], *, name: str, overrides: Sequence[str]) -> S
     keys = list(leaf_keys(schema))
     try:
         with initialize_config_dir(config_dir=str(CONFIGS_DIR), version_base="1.3"):
-            composed = hydra_compose(name, overrides=[_quoted(override, schema, keys) for override in overrides])
+            quoted = [_quoted(override, schema, keys) for override in overrides]
+            composed = hydra_compose(name, overrides=quoted) if base is None else _overridden(base, quoted)
             plain = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_hydra_sentence(error)) from error
     return validate(schema, plain)
+
+
+def _overridden(base: dict[str, Any], overrides: Sequence[str]) -> Any:
+    """Overrides on top of plain settings; a group (`trainer=cpu`) replaces its section by the group's file."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    settings = OmegaConf.create(base)
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key, value = override.key_or_group, override.value()
+        group = CONFIGS_DIR / key / f"{value}.yaml"
+        OmegaConf.update(settings, key, OmegaConf.load(group) if group.is_file() else value)
+    return settings
 
 
 def validate(schema: type[SectionT], plain: Any) -> SectionT:

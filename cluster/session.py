@@ -39,6 +39,7 @@ class Session:
     """A connection to Ray."""
 
     capacity: "Capacity"
+    object_store_bytes: float
     dashboard_url: str | None
     started_here: bool
 
@@ -86,6 +87,7 @@ def ray_session(*, address: str | None, admission_cpus: int | None) -> Iterator[
         cores = physical_cores() if address is None else total.get("CPU", 0.0)
         yield Session(
             capacity=Capacity(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0), cores=cores),
+            object_store_bytes=total.get("object_store_memory", 0.0),
             dashboard_url=f"http://{dashboard}" if dashboard else None,
             started_here=address is None,
         )

@@ -1,0 +1,222 @@
+"""The catalog: what every file of a dataset is, which split it is in, or why it is set aside.
+
+Two files in `data/metadata/DS/` hold it: `catalog.parquet`, a row for every file met, and `data_info.yaml`, the summary.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+
+from classifier.errors import DatasetError, OutputError
+from training.config import DataConfig
+from training.listing import Entry, find_dataset, list_dataset
+from training.split import SPLITS, split_pictures
+
+CATALOG, INFO = "catalog.parquet", "data_info.yaml"
+_FEWEST_PICTURES = 3  # one for each split
+_SHOWN_NAMES = 5
+
+_SCHEMA = pa.schema(
+    {
+        "path": pa.string(),
+        "label": pa.string(),
+        "split": pa.string(),
+        "state": pa.string(),
+        "reason": pa.string(),
+        "group": pa.string(),
+        "sha256": pa.string(),
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "mode": pa.string(),
+        "size_bytes": pa.int64(),
+        "modified_ns": pa.int64(),
+    }
+)
+
+# (pictures to look at, their root) -> their rows; `inspection.inspect` does it on Ray.
+Inspect = Callable[[list[Entry], Path], pa.Table]
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """A dataset, ready to train on."""
+
+    name: str
+    root: Path
+    table: pa.Table  # a row for every file met, sorted by path
+    labels: tuple[str, ...]  # sorted; a class's code is its place here
+    fingerprint: str  # over path, class and content of every used picture
+    seed: int
+    reused: bool  # whether it was found ready
+
+    def pictures(self, split: str) -> pa.Table:
+        """`path` and `label` of the pictures in a split, sorted by path."""
+        return self.table.filter(pc.equal(self.table["split"], split)).select(["path", "label"])
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Split -> class -> pictures, `set_aside` -> reason -> files."""
+        rows = self.table.select(["split", "label", "reason"]).to_pylist()
+        counts = {split: Counter(row["label"] for row in rows if row["split"] == split) for split in SPLITS}
+        counts["set_aside"] = Counter(row["reason"] for row in rows if row["reason"])
+        return {key: dict(sorted(counter.items())) for key, counter in counts.items()}
+
+    def info(self) -> dict[str, Any]:
+        """What `data_info.yaml` holds."""
+        return {
+            "num_classes": len(self.labels),
+            "class_map": dict(enumerate(self.labels)),
+            "counts": self.counts(),
+            "seed": self.seed,
+            "fingerprint": self.fingerprint,
+        }
+
+
+def prepare_catalog(
+    name: str, *, raw_data: Path, metadata: Path, config: DataConfig, seed: int, inspect: Inspect
+) -> Catalog:
+    """Find a dataset's catalog, or make it; only files that are new or changed are opened.
+
+    Args:
+        name: the dataset, a folder of `raw_data`.
+        raw_data: where datasets are.
+        metadata: where catalogs are kept, `metadata/NAME/`.
+        config: shares of the split, largest picture, largest share of bad ones.
+        seed: of the split.
+        inspect: opens pictures; takes those that must be looked at.
+
+    Raises:
+        DatasetError: it is missing, has too few classes or pictures, or too many that cannot be read.
+        OutputError: the catalog cannot be written.
+    """
+    root = find_dataset(name, raw_data=raw_data).resolve()
+    entries = list_dataset(root)
+    folder = metadata / name
+    policy = {"max_pixels": config.max_pixels, "split": config.split.model_dump(), "seed": seed}
+    known = _read(folder)
+    if known is not None:
+        table, info = known
+        if info.get("listing") == _listing_digest(entries) and info.get("policy") == policy:
+            return _catalog(name, root, table, seed=seed, reused=True)
+        same_limits = info.get("policy", {}).get("max_pixels") == config.max_pixels
+        rows = _unchanged(table) if same_limits else {}
+    else:
+        rows = {}
+    fresh = [entry for entry in entries if entry.reason is None and entry not in rows]
+    inspected = inspect(fresh, root).to_pylist() if fresh else []
+    rows |= {(Entry(row["path"], row["label"], row["size_bytes"], row["modified_ns"], None)): row for row in inspected}
+    table = _table(entries, rows)
+    _check(name, root, table, max_bad_share=config.max_bad_share)
+    table = _with_splits(table, config=config, seed=seed)
+    catalog = _catalog(name, root, table, seed=seed, reused=False)
+    _write(folder, catalog, listing=_listing_digest(entries), policy=policy)
+    return catalog
+
+
+def _unchanged(table: pa.Table) -> dict[Entry, dict[str, Any]]:
+    return {
+        Entry(row["path"], row["label"], row["size_bytes"], row["modified_ns"], None): row
+        for row in table.to_pylist()
+        # a file that could not be opened may have been mended without a new date (permissions)
+        if row["sha256"] is not None
+    }
+
+
+def _table(entries: list[Entry], rows: dict[Entry, dict[str, Any]]) -> pa.Table:
+    empty = dict.fromkeys(_SCHEMA.names)
+    full = []
+    for entry in entries:
+        row = rows.get(entry, empty) if entry.reason is None else empty
+        reason = entry.reason or row["reason"]
+        own = {"path": entry.path, "label": entry.label, "reason": reason, "state": "set_aside" if reason else "used"}
+        full.append(row | own | {"size_bytes": entry.size_bytes, "modified_ns": entry.modified_ns, "split": None})
+    return pa.Table.from_pylist(full, schema=_SCHEMA)
+
+
+def _check(name: str, root: Path, table: pa.Table, *, max_bad_share: float) -> None:
+    rows = table.select(["path", "label", "reason", "sha256", "group"]).to_pylist()
+    opened = [row for row in rows if row["sha256"] is not None or row["reason"] not in _NOT_OPENED]
+    bad = [row for row in opened if row["reason"]]
+    if bad and len(bad) > max_bad_share * len(opened):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(row["reason"] for row in bad).most_common())
+        raise DatasetError(
+            f"{name}: {len(bad)} of {len(opened)} pictures cannot be used ({reasons}; the first is {bad[0]['path']}); at "
+            f"most {max_bad_share:.0%} may be bad: mend or remove them, or raise data.max_bad_share"
+        )
+    classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    different = {label: set[str]() for label in classes}
+    for row in rows:
+        if not row["reason"]:
+            different[row["label"]].add(row["group"])
+    small = {label: len(groups) for label, groups in different.items() if len(groups) < _FEWEST_PICTURES}
+    if small:
+        shown = ", ".join(f"{label} has {count}" for label, count in list(small.items())[:_SHOWN_NAMES])
+        raise DatasetError(
+            f"{name}: {len(small)} of {len(classes)} classes have fewer than {_FEWEST_PICTURES} different usable pictures "
+            f"({shown}); need one for each of train, val and test: add pictures, or move the class folder away"
+        )
+
+
+_NOT_OPENED = ("no_class_folder", "hidden", "no_picture_suffix", "name_not_utf8")
+
+
+def _with_splits(table: pa.Table, *, config: DataConfig, seed: int) -> pa.Table:
+    used = pc.equal(table["state"], "used").to_pylist()
+    labels, groups = table["label"].to_pylist(), table["group"].to_pylist()
+    chosen = [index for index, is_used in enumerate(used) if is_used]
+    shares = {"val": config.split.val, "test": config.split.test}
+    assigned = split_pictures(
+        [labels[index] for index in chosen], [groups[index] for index in chosen], shares=shares, seed=seed
+    )
+    splits: list[str | None] = [None] * len(used)
+    for index, split in zip(chosen, assigned, strict=True):
+        splits[index] = split
+    return table.set_column(table.schema.get_field_index("split"), "split", pa.array(splits, pa.string()))
+
+
+def _catalog(name: str, root: Path, table: pa.Table, *, seed: int, reused: bool) -> Catalog:
+    used = table.filter(pc.equal(table["state"], "used"))
+    digest = hashlib.sha256()
+    for row in used.select(["path", "label", "sha256"]).to_pylist():
+        digest.update(json.dumps(list(row.values())).encode())
+    labels = tuple(sorted(set(used["label"].to_pylist())))
+    fingerprint = "sha256:" + digest.hexdigest()
+    return Catalog(name=name, root=root, table=table, labels=labels, fingerprint=fingerprint, seed=seed, reused=reused)
+
+
+def _listing_digest(entries: list[Entry]) -> str:
+    digest = hashlib.sha256()
+    for entry in entries:
+        digest.update(json.dumps(entry).encode())
+    return "sha256:" + digest.hexdigest()
+
+
+def _read(folder: Path) -> tuple[pa.Table, dict[str, Any]] | None:
+    """What an earlier run left, or None: a catalog that cannot be read is made anew."""
+    try:
+        info = yaml.safe_load((folder / INFO).read_text())
+        table = pq.read_table(folder / CATALOG)
+    except (OSError, yaml.YAMLError, pa.ArrowException):
+        return None
+    return (table, info) if isinstance(info, dict) and table.schema.equals(_SCHEMA) else None
+
+
+def _write(folder: Path, catalog: Catalog, *, listing: str, policy: dict[str, Any]) -> None:
+    """Whole or not at all; the summary comes last, because it is what makes the table count."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = folder / f".{CATALOG}.{hashlib.sha256(listing.encode()).hexdigest()[:8]}"
+        pq.write_table(catalog.table, scratch)
+        scratch.replace(folder / CATALOG)
+        scratch.write_text(yaml.safe_dump(catalog.info() | {"listing": listing, "policy": policy}, sort_keys=False))
+        scratch.replace(folder / INFO)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written: {error.strerror}; set paths.metadata to a folder that can") from error

@@ -1,0 +1,178 @@
+"""The end of an epoch: one report to Ray with one checkpoint, the rule that stops, the history that explains."""
+
+import csv
+import io
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning.pytorch as lightning
+
+from training.config import CallbacksConfig
+from training.module import ClassifierModule
+from training.run_folder import RunFolder
+from training.stopping import NoImprovementStopper, best_of, rank_key, score
+
+CKPT, METRICS, INDEX = "last.ckpt", "metrics.json", "index.json"
+HISTORY_COLUMNS = ("epoch", "train_loss", "val_loss", "val_acc", "lr", "seconds", "pictures_per_s")
+_TRIAL = "run"
+
+
+class Candidate(NamedTuple):
+    """A whole checkpoint."""
+
+    metrics: dict[str, Any]
+    file: Path
+
+
+class EpochReport(lightning.Callback):
+    """Reports each epoch once, from every worker.
+
+    Its state travels in the checkpoint, so a run that goes on knows its history, and patience is not reset.
+    """
+
+    def __init__(
+        self,
+        rules: CallbacksConfig,
+        *,
+        report: Callable[[dict[str, Any], Path | None], None],
+        tell: Callable[[dict[str, Any]], None],
+        history_file: Path,
+        pictures: int,
+    ) -> None:
+        self._rules = rules
+        stopping = rules.early_stopping
+        self._stopper = (
+            NoImprovementStopper(
+                monitor=stopping.monitor, mode=stopping.mode, patience=stopping.patience, min_delta=stopping.min_delta
+            )
+            if stopping
+            else None
+        )
+        self._report, self._tell = report, tell
+        self._history_file, self._pictures = history_file, pictures
+        self._history: list[dict[str, Any]] = []
+        self._started_s = 0.0
+        self._trained_s = 0.0
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """A row for every epoch so far, those before a resume included."""
+        return self._history
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know."""
+        return {"history": self._history, "stopper": self._stopper.state() if self._stopper else None}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        self._history = list(state_dict["history"])
+        if self._stopper and state_dict["stopper"]:
+            self._stopper.load_state(state_dict["stopper"])
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Start the clock."""
+        self._started_s = time.monotonic()
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Training is over for this epoch."""
+        self._trained_s = time.monotonic() - self._started_s
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Report, keep a checkpoint, decide whether to stop."""
+        assert isinstance(pl_module, ClassifierModule)
+        row: dict[str, Any] = {"epoch": trainer.current_epoch, **pl_module.epoch_metrics()}
+        row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        row["seconds"] = round(time.monotonic() - self._started_s, 3)
+        row["pictures_per_s"] = round(self._pictures / max(1e-9, self._trained_s), 1)
+        self._history.append(row)
+        if self._stopper and self._stopper(_TRIAL, row):
+            trainer.should_stop = True
+        rule = self._rules.model_checkpoint
+        best = best_of(self._history, monitor=rule.monitor, mode=rule.mode)
+        metrics = {**row, "score": score(row, monitor=rule.monitor, mode=rule.mode)}
+        with tempfile.TemporaryDirectory(prefix="checkpoint-") as scratch:
+            # every rank calls it (it ends with a barrier), the first one writes
+            trainer.save_checkpoint(Path(scratch) / CKPT)
+            if trainer.is_global_zero:
+                (Path(scratch) / METRICS).write_text(json.dumps(metrics))
+                _write_history(self._history_file, self._history)
+                if trainer.logger is not None:
+                    curves = {key: row[key] for key in ("train_loss", "val_loss", "val_acc", "lr")}
+                    trainer.logger.log_metrics(curves, step=row["epoch"])
+            self._report(metrics, Path(scratch) if trainer.is_global_zero else None)
+        if trainer.is_global_zero:
+            self._tell({"kind": "epoch", **row, "best_epoch": best["epoch"], "best": best[rule.monitor]})
+
+
+def find_candidates(folder: RunFolder) -> list[Candidate]:
+    """Every whole checkpoint that a run has, in order of their epochs; a torn one is passed over."""
+    found = [Candidate(metrics, folder.checkpoints / name) for name, metrics in _read(folder.checkpoints / INDEX).items()]
+    for attempt in folder.attempts():
+        for file in attempt.glob(f"checkpoint_*/{METRICS}"):
+            found.append(Candidate(_read(file), file.parent / CKPT))
+    whole = [candidate for candidate in found if "epoch" in candidate.metrics and candidate.file.is_file()]
+    return sorted(whole, key=lambda candidate: candidate.metrics["epoch"])
+
+
+def keep_checkpoints(folder: RunFolder, *, monitor: str, mode: str, save_top_k: int) -> None:
+    """Move the best checkpoints and the latest to `checkpoints/`, under names that say what they are.
+
+    Killed at any moment, every checkpoint is still in one of the two places.
+    """
+    candidates = find_candidates(folder)
+    if not candidates:
+        return
+    ranked = sorted(candidates, key=lambda each: rank_key(each.metrics, monitor=monitor, mode=mode), reverse=True)
+    chosen = {checkpoint_name(each.metrics, monitor=monitor): each for each in ranked[:save_top_k]} | {CKPT: candidates[-1]}
+    folder.checkpoints.mkdir(exist_ok=True)
+    for name, candidate in chosen.items():
+        target = folder.checkpoints / name
+        if candidate.file != target:
+            scratch = folder.checkpoints / f".{name}.new"
+            scratch.unlink(missing_ok=True)
+            try:
+                scratch.hardlink_to(candidate.file)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(candidate.file, scratch)
+            scratch.replace(target)
+    scratch = folder.checkpoints / f".{INDEX}.new"
+    scratch.write_text(json.dumps({name: candidate.metrics for name, candidate in chosen.items()}, indent=2) + "\n")
+    scratch.replace(folder.checkpoints / INDEX)
+    for file in folder.checkpoints.glob("*.ckpt"):
+        if file.name not in chosen:
+            file.unlink()
+    shutil.rmtree(folder.ray, ignore_errors=True)
+
+
+def best_candidate(candidates: list[Candidate], *, monitor: str, mode: str) -> Candidate:
+    """The checkpoint that becomes the model."""
+    return max(candidates, key=lambda candidate: rank_key(candidate.metrics, monitor=monitor, mode=mode))
+
+
+def checkpoint_name(metrics: dict[str, Any], *, monitor: str) -> str:
+    """`epoch=3-val_acc=0.953.ckpt`."""
+    return f"epoch={metrics['epoch']}-{monitor}={metrics[monitor]:.3f}.ckpt"
+
+
+def _write_history(file: Path, history: list[dict[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, HISTORY_COLUMNS)
+    writer.writeheader()
+    writer.writerows(history)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_suffix(".csv.new")
+    scratch.write_text(text.getvalue())
+    scratch.replace(file)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        plain = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return plain if isinstance(plain, dict) else {}

@@ -1,0 +1,133 @@
+"""The configuration of a training run: frozen, without defaults (they live in `configs/`), nothing unknown."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from cluster.configuration import Section
+
+Monitor = Literal["val_acc", "val_loss"]
+Mode = Literal["max", "min"]
+
+
+class TrainerConfig(Section):
+    """How long, on what, in which precision."""
+
+    device: Literal["auto", "cpu", "gpu"] = Field(description="auto uses GPUs when the cluster has them")
+    max_epochs: int = Field(ge=1, description="the most epochs that are trained; early stopping may end it sooner")
+    precision: Literal["auto", "32", "bf16"] = Field(description="auto is bf16 on GPUs and 32-bit floats on CPUs")
+    gradient_clip: float | None = Field(ge=0, description="largest gradient norm; null for no limit")
+    max_failures: int = Field(ge=0, description="how often a run goes on from its last checkpoint after a worker died")
+
+
+class ModelConfig(Section):
+    """Which network, and how it learns."""
+
+    model_name: str = Field(min_length=1, description="a model of the Hugging Face hub, or a folder in its form")
+    lr: float = Field(gt=0, le=10, description="learning rate of AdamW")
+    weight_decay: float = Field(ge=0, le=1, description="weight decay of AdamW; norms and biases are left out")
+    warmup_epochs: float = Field(ge=0, description="epochs over which the learning rate rises to model.lr")
+    schedule: Literal["constant", "cosine"] = Field(description="after the warm-up: constant, or cosine to 0 at max_epochs")
+    label_smoothing: float = Field(ge=0, lt=1, description="share of the target spread over all classes")
+    size_px: int | None = Field(ge=8, le=4096, description="side of the input; null for the model's own geometry")
+    config: dict[str, Any] | None = Field(
+        description="a Hugging Face config (model_type and its fields) for random weights instead of model_name"
+    )
+
+
+class SplitConfig(Section):
+    """Shares of the pictures of each class."""
+
+    train: float = Field(gt=0, lt=1, description="share of each class that is trained on")
+    val: float = Field(gt=0, lt=1, description="share that decides when to stop and which epoch is best")
+    test: float = Field(gt=0, lt=1, description="share that is scored once, with the best epoch's weights")
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        total = self.train + self.val + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"train + val + test is {total:g}; expected 1")
+        return self
+
+
+class DataConfig(Section):
+    """The pictures and how they are kept."""
+
+    batch_size: int = Field(ge=1, description="pictures in one optimizer step, over all workers together")
+    split: SplitConfig
+    max_bad_share: float = Field(ge=0, le=1, description="stop when more than this share of the pictures cannot be read")
+    max_pixels: int = Field(ge=1, le=178_956_970, description="a picture that declares more is set aside")
+    cache: Literal["auto", "memory", "disk"] = Field(description="where decoded pixels are kept between epochs")
+    memory_share: float = Field(gt=0, le=0.8, description="share of Ray's object store that decoded pixels may take")
+    disk_limit_gb: float = Field(gt=0, description="size of paths.cache; the oldest entries go when it is exceeded")
+
+
+class AugmentConfig(Section):
+    """Random changes to training pictures, made on the device, batch by batch."""
+
+    flip: bool = Field(description="mirror half of the pictures left to right; set false for text or digits")
+    crop_scale_min: float = Field(gt=0, le=1, description="cut out at least this share of the area; 1 for no cropping")
+
+
+class EarlyStoppingConfig(Section):
+    """When to stop before `trainer.max_epochs`."""
+
+    monitor: Monitor = Field(description="what must improve")
+    mode: Mode = Field(description="whether larger or smaller is better")
+    patience: int = Field(ge=1, description="stop after this many epochs without improvement")
+    min_delta: float = Field(ge=0, description="a smaller change is no improvement")
+
+
+class ModelCheckpointConfig(Section):
+    """Which epochs are kept."""
+
+    monitor: Monitor = Field(description="what the best epoch is best in")
+    mode: Mode = Field(description="whether larger or smaller is better")
+    save_top_k: int = Field(ge=1, description="how many of the best epochs keep their .ckpt file")
+
+
+class CallbacksConfig(Section):
+    """The rules that end a run and choose its result."""
+
+    # The one default outside YAML: a deleted section means that the rule is off.
+    early_stopping: EarlyStoppingConfig | None = None
+    model_checkpoint: ModelCheckpointConfig
+
+
+class LoggerConfig(Section):
+    """Where curves go."""
+
+    tensorboard: bool = Field(description="write curves to MODEL/tensorboard")
+
+
+class PathsConfig(Section):
+    """Folders; relative ones start where the command is typed."""
+
+    raw_data: Path = Field(description="datasets: RAW_DATA/EXAMS/<class>/<picture>")
+    metadata: Path = Field(description="what was found in each dataset, and its split")
+    cache: Path = Field(description="decoded pixels that do not fit in memory")
+    models: Path = Field(description="where model folders are written")
+
+
+class TrainConfig(Section):
+    """`configs/train.yaml` and the command line, checked."""
+
+    ds: str = Field(min_length=1, description="the dataset: the name of a folder in paths.raw_data")
+    category: str = Field(pattern=r"^[\w][\w.\-]*$", description="models go to paths.models/DS/CATEGORY/DATE/TIME")
+    num_workers: int | Literal["auto"] = Field(description="training processes; a speed setting, not a result setting")
+    seed: int = Field(ge=0, lt=2**32, description="of the split, the new head, the order and the augmentation")
+    resume: Path | None = Field(description="a model folder whose training goes on from its last checkpoint")
+    trainer: TrainerConfig
+    model: ModelConfig
+    data: DataConfig
+    augment: AugmentConfig
+    callbacks: CallbacksConfig
+    logger: LoggerConfig
+    paths: PathsConfig
+
+    @model_validator(mode="after")
+    def _workers_in_range(self) -> Self:
+        if self.num_workers != "auto" and not 1 <= self.num_workers <= 1024:
+            raise ValueError(f"num_workers={self.num_workers}: expected auto or a whole number from 1 to 1024")
+        return self

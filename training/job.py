@@ -1,0 +1,137 @@
+"""From settings and catalog to what the workers are told, and the actor that feeds them."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from classifier.errors import OutputError
+from classifier.preprocess import PreprocessSpec
+from cluster.sizing import Plan
+from training.catalog import Catalog
+from training.checkpoint import find_candidates
+from training.config import DataConfig, TrainConfig
+from training.feed import Feed, FeedPlan
+from training.loop import Job
+from training.run_folder import RunFolder
+from training.split import SPLITS
+
+_GIB = 1024**3
+
+
+@contextlib.contextmanager
+def plan_job(
+    config: TrainConfig,
+    catalog: Catalog,
+    spec: PreprocessSpec,
+    plan: Plan,
+    folder: RunFolder,
+    *,
+    object_store_bytes: float,
+) -> Iterator[Job]:
+    """Start to decode, and say what the workers are to do; at the end the decoded pixels are let go."""
+    import ray
+
+    paths, codes = _in_order(catalog, seed=config.seed)
+    candidates = find_candidates(folder)
+    name = f"{config.ds}-{folder.path.parent.name}-{folder.path.name}"
+    needed = sum(len(split) for split in paths.values()) * 3 * spec.height_px * spec.width_px
+    feed_plan = FeedPlan(
+        root=catalog.root,
+        splits=paths,
+        spec=spec,
+        decode_cpus=plan.decode_cpus,
+        decode_tasks=plan.decode_tasks,
+        shards=_shards(config, catalog, spec, needed_bytes=needed, object_store_bytes=object_store_bytes),
+        name=name,
+    )
+    feed = ray.remote(num_cpus=0)(Feed).options(name=f"feed-{name}").remote(feed_plan)
+    feed.start.remote()
+    try:
+        yield Job(
+            config=config.model_dump(mode="json"),
+            spec=spec.model_dump(mode="json"),
+            labels=catalog.labels,
+            codes=codes,
+            paths=paths,
+            dataset={"name": catalog.name, "fingerprint": catalog.fingerprint, "counts": catalog.counts()},
+            folder=folder.path,
+            attempt=f"train-{len(folder.attempts()):02d}-{name}",
+            resume_from=candidates[-1].file if candidates else None,
+            threads=plan.threads_per_worker,
+            feed=feed,
+        )
+    finally:
+        ray.kill(feed)
+
+
+def _in_order(catalog: Catalog, *, seed: int) -> tuple[dict[str, list[str]], dict[str, np.ndarray]]:
+    """Each split's pictures in the order in which they are decoded: `train` shuffled, the others by path."""
+    code_of = {label: code for code, label in enumerate(catalog.labels)}
+    paths, codes = {}, {}
+    for split in SPLITS:
+        table = catalog.pictures(split)
+        order = np.arange(table.num_rows)
+        if split == "train":
+            np.random.default_rng(seed).shuffle(order)
+        table = table.take(order)
+        paths[split] = table["path"].to_pylist()
+        codes[split] = np.array([code_of[label] for label in table["label"].to_pylist()], dtype=np.int64)
+    return paths, codes
+
+
+def _shards(
+    config: TrainConfig, catalog: Catalog, spec: PreprocessSpec, *, needed_bytes: float, object_store_bytes: float
+) -> dict[str, Path] | None:
+    """Where decoded pixels go: None is the object store, when they fit in their share of it.
+
+    Raises:
+        OutputError: they must go to disk, and do not fit there either.
+    """
+    data = config.data
+    share = object_store_bytes * data.memory_share
+    if data.cache == "memory" or (data.cache == "auto" and needed_bytes <= share):
+        return None
+    key = hashlib.sha256(
+        json.dumps([catalog.fingerprint, catalog.seed, data.split.model_dump(), spec.model_dump()]).encode()
+    ).hexdigest()[:16]
+    base = config.paths.cache.absolute()
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        _evict(base, keep=key, limit_bytes=data.disk_limit_gb * _GIB - needed_bytes)
+        free = shutil.disk_usage(base).free
+        if needed_bytes > min(free, data.disk_limit_gb * _GIB) and not (base / key).is_dir():
+            raise OutputError(
+                f"decoded pixels need {needed_bytes / _GIB:.1f} GiB: more than the {share / _GIB:.1f} GiB of memory that "
+                f"data.memory_share allows, and than {base} has ({free / _GIB:.1f} GiB free, data.disk_limit_gb="
+                f"{data.disk_limit_gb:g}); raise one of them or set a smaller model.size_px"
+            )
+        shards = {split: base / key / split for split in SPLITS}
+        for folder in shards.values():
+            folder.mkdir(parents=True, exist_ok=True)
+        os.utime(base / key)
+    except OSError as error:
+        raise OutputError(f"{base} cannot be written: {error.strerror}; set paths.cache to a folder that can") from error
+    return shards
+
+
+def _evict(base: Path, *, keep: str, limit_bytes: float) -> None:
+    """Remove the entries that were used longest ago, until the others fit."""
+    entries = sorted((entry for entry in base.iterdir() if entry.is_dir() and entry.name != keep), key=_used_at)
+    sizes = {entry: sum(file.stat().st_size for file in entry.rglob("*") if file.is_file()) for entry in entries}
+    total = sum(sizes.values())
+    for entry in entries:
+        if total <= limit_bytes or time.time() - _used_at(entry) < 3600:  # one that is in use now stays
+            return
+        shutil.rmtree(entry, ignore_errors=True)
+        total -= sizes[entry]
+
+
+def _used_at(entry: Path) -> float:
+    return entry.stat().st_mtime

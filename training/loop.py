@@ -1,0 +1,146 @@
+"""What each training worker does, from its first line to its last."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from classifier.preprocess import PreprocessSpec
+from training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a run's workers are told; plain data, so that it crosses processes and machines."""
+
+    config: dict[str, Any]  # a TrainConfig, dumped
+    spec: dict[str, Any]  # a PreprocessSpec, dumped
+    labels: tuple[str, ...]
+    codes: dict[str, np.ndarray]  # split -> int64 [N], the class of each picture in the split's order
+    paths: dict[str, list[str]]  # split -> path of each picture, relative to the dataset
+    dataset: dict[str, Any]  # name, fingerprint, counts
+    folder: Path
+    attempt: str  # name of the Train run
+    resume_from: Path | None  # a checkpoint file
+    threads: int
+    feed: Any  # handle of the Feed actor
+
+
+def train_loop(options: dict[str, Any]) -> None:
+    """Train, stop by the rule, then score the test split with the best weights and write the model folder."""
+    import torch
+
+    job: Job = options["job"]
+    torch.set_num_threads(job.threads)
+    import lightning.pytorch as lightning
+    import ray
+    from ray import train
+    from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
+
+    from classifier.network import load_network
+    from training.batches import EvalBatches, Pixels, StopRequested, TrainBatches
+    from training.checkpoint import CKPT, EpochReport
+    from training.module import ClassifierModule
+    from training.run_folder import RunFolder
+
+    config = TrainConfig.model_validate(job.config)
+    spec = PreprocessSpec.model_validate(job.spec)
+    context = train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    folder = RunFolder(job.folder)
+    lightning.seed_everything(config.seed, verbose=False)
+    network = load_network(config.model.model_name, labels=job.labels, spec=spec, config=config.model.config)
+    _freeze_unused(network, spec)
+    torch.manual_seed(config.seed + rank)  # dropout may differ between workers; the new head may not
+
+    on_gpu = torch.cuda.is_available() and config.trainer.device != "cpu"
+    place = {"rank": rank, "world_size": world_size, "batch_size": config.data.batch_size, "pin": on_gpu}
+    module: ClassifierModule
+    batches = TrainBatches(
+        Pixels(job.feed, "train"),
+        job.codes["train"],
+        seed=config.seed,
+        epoch=lambda: module.current_epoch,
+        tick=lambda epoch, step, steps: ray.get(job.feed.tick.remote(rank, epoch, step, steps)),
+        **place,
+    )
+    validation = EvalBatches(Pixels(job.feed, "val"), job.codes["val"], **place)
+    module = ClassifierModule(network, config, steps_per_epoch=len(batches))
+
+    def report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
+        train.report(metrics, checkpoint=train.Checkpoint.from_directory(checkpoint) if checkpoint else None)
+
+    def tell(event: dict[str, Any]) -> None:
+        job.feed.post.remote(event)
+
+    epochs = EpochReport(
+        config.callbacks,
+        report=report,
+        tell=tell,
+        history_file=folder.train_info / "history.csv",
+        pictures=len(job.codes["train"]),
+    )
+    trainer = lightning.Trainer(
+        max_epochs=config.trainer.max_epochs,
+        accelerator="gpu" if on_gpu else "cpu",
+        devices=1 if world_size == 1 else "auto",
+        # buffers are averaged once an epoch by the module, instead of sent before every step
+        strategy=RayDDPStrategy(broadcast_buffers=False) if world_size > 1 else "auto",
+        plugins=[RayLightningEnvironment()] if world_size > 1 else None,
+        precision=_precision(config, on_gpu=on_gpu),
+        gradient_clip_val=config.trainer.gradient_clip,
+        logger=_logger(config, folder) if rank == 0 else False,
+        callbacks=[epochs],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        log_every_n_steps=1_000_000,
+    )
+    start = train.get_checkpoint()
+    start_file = Path(start.path) / CKPT if start is not None else job.resume_from
+    tell({"kind": "started", "rank": rank, "world_size": world_size})
+    try:
+        trainer.fit(
+            module,
+            train_dataloaders=batches,
+            val_dataloaders=validation,
+            ckpt_path=str(start_file) if start_file else None,
+            weights_only=True,
+        )
+    except StopRequested:
+        return
+    from training.finish import finish
+
+    test = EvalBatches(Pixels(job.feed, "test"), job.codes["test"], **place)
+    finish(job, config, spec, module.network, test, folder, rank=rank, world_size=world_size, tell=tell)
+
+
+def _freeze_unused(network: Any, spec: PreprocessSpec) -> None:
+    """Take parameters that no loss reaches (a masked-image token, a pooler) out of training: DDP would wait for them."""
+    import torch
+
+    network.eval()  # dropped layers must not look unused
+    pixels = torch.zeros(1, 3, spec.height_px, spec.width_px, dtype=torch.uint8)
+    network(pixels).sum().backward()
+    for parameter in network.parameters():
+        if parameter.grad is None:
+            parameter.requires_grad_(requires_grad=False)
+        parameter.grad = None
+    network.train()
+
+
+def _precision(config: TrainConfig, *, on_gpu: bool) -> Any:
+    if config.trainer.precision == "auto":
+        return "bf16-mixed" if on_gpu else "32-true"
+    return {"32": "32-true", "bf16": "bf16-mixed"}[config.trainer.precision]
+
+
+def _logger(config: TrainConfig, folder: Any) -> Any:
+    if not config.logger.tensorboard:
+        return False
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    return TensorBoardLogger(save_dir=folder.path, name="tensorboard", version="")

@@ -1,0 +1,146 @@
+"""What a person sees while a run goes on: one live line an epoch, and what has been decided so far."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from cluster.terminal import Terminal
+
+_POLL_S = 0.2
+
+
+class EpochProgress:
+    """Watches the Feed actor from a thread, and prints.
+
+    Use as a context manager around the run.
+    """
+
+    def __init__(self, terminal: Terminal, feed: Any, *, pictures: int, max_epochs: int, monitor: str) -> None:
+        self._terminal, self._feed = terminal, feed
+        self._pictures, self._max_epochs, self._monitor = pictures, max_epochs, monitor
+        self._over = threading.Event()
+        self._seen = 0
+        self._epoch_started: tuple[int, float, int] | None = None  # epoch, time, first step seen
+        self._epoch_s: float | None = None
+        self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
+        self._live = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} pictures  {task.fields[note]}"),
+            console=terminal.console,
+            transient=True,
+            disable=not terminal.is_interactive,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> "EpochProgress":
+        self._live.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join(timeout=10)
+        self._live.stop()
+
+    def _watch(self) -> None:
+        import ray
+
+        while not self._over.wait(_POLL_S):
+            try:
+                self._show(ray.get(self._feed.status.remote(self._seen), timeout=10))
+            except Exception:
+                if self._over.is_set() or not ray.is_initialized():
+                    return
+                time.sleep(1)  # the actor is busy or gone; the run itself will say which
+        try:
+            self._show(ray.get(self._feed.status.remote(self._seen), timeout=10))
+        except Exception:
+            return
+
+    def _show(self, status: dict[str, Any]) -> None:
+        for event in status["events"]:
+            self._seen += 1
+            self._show_event(event)
+        if status["place"] is not None:
+            self._show_place(*status["place"], status["steps"])
+
+    def _show_event(self, event: dict[str, Any]) -> None:
+        say = self._terminal.say
+        match event["kind"]:
+            case "started":
+                if event["rank"] == 0:
+                    say(f"Training on {event['world_size']} worker{'s' if event['world_size'] > 1 else ''}.")
+            case "epoch":
+                self._drop_line()
+                self._epoch_s = event["seconds"]
+                left = (self._max_epochs - 1 - event["epoch"]) * event["seconds"]
+                is_best = " (best)" if event["best_epoch"] == event["epoch"] else ""
+                say(
+                    f"Epoch {event['epoch']:>3}  train_loss {event['train_loss']:.4f}  val_loss {event['val_loss']:.4f}  "
+                    f"val_acc {event['val_acc']:.4f}{is_best}  best {self._monitor} {event['best']:.4f}  "
+                    f"{event['pictures_per_s']:,.0f} pictures/s  {event['seconds']:.1f} s, at most {duration(left)} left"
+                )
+            case "testing":
+                say(f"Scoring {event['pictures']} test pictures with the weights of epoch {event['best_epoch']}.")
+            case "note":
+                say(event["text"])
+
+    def _show_place(self, epoch: int, step: int, steps: int) -> None:
+        now = time.monotonic()
+        if self._epoch_started is None or self._epoch_started[0] != epoch:
+            self._epoch_started = (epoch, now, step)
+        done = self._pictures * (step + 1) / steps
+        if not self._terminal.is_interactive:
+            return
+        started = self._epoch_started[1]
+        rate = self._pictures * (step - self._epoch_started[2]) / steps / max(0.2, now - started)
+        left = (self._pictures - done) / rate if rate > 0 else None
+        note = f"{rate:,.0f}/s" + (f", {duration(left)} left in this epoch" if left is not None else "")
+        if self._task is None or self._live.tasks[-1].description != f"Epoch {epoch:>3}":
+            self._drop_line()
+            self._task = self._live.add_task(f"Epoch {epoch:>3}", total=self._pictures, note="")
+        self._live.update(self._task, completed=done, note=note)
+
+    def _drop_line(self) -> None:
+        if self._task is not None:
+            self._live.remove_task(self._task)
+            self._task = None
+
+
+@contextlib.contextmanager
+def counting(terminal: Terminal, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A live line for something that is counted; gives the function that is told (done, in all)."""
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
+    live = Progress(*columns, console=terminal.console, transient=True, disable=not terminal.is_interactive)
+    with live:
+        task = live.add_task(what, total=None, visible=False)
+        yield lambda done, total: live.update(task, completed=done, total=total, visible=True)
+
+
+def show_results(terminal: Terminal, metrics: dict[str, Any]) -> None:
+    """The table of test results."""
+    table = Table(title="Test split", title_justify="left")
+    for column in ("class", "precision", "recall", "F1", "pictures"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for label, row in metrics["per_class"].items():
+        scores = (f"{row[key]:.3f}" for key in ("precision", "recall", "f1"))
+        table.add_row(label, *scores, str(row["support"]))
+    terminal.console.print(table)
+    terminal.say(
+        f"Test accuracy {metrics['accuracy']:.4f}, macro F1 {metrics['macro_f1']:.4f}, loss {metrics['loss']:.4f} "
+        f"(weights of epoch {metrics['best_epoch']}, {metrics['epochs']} epochs trained)."
+    )
+
+
+def duration(seconds: float) -> str:
+    """`8 s`, `3 min`, `2 h 05 min`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

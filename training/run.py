@@ -1,0 +1,247 @@
+"""`python -m training.run ds=EXAMS num_workers=4`: class folders in, a model folder out.
+
+The table of contents of training: each step of `_train` is one of the other files. Imports stand where they are needed,
+so that the first line is on the terminal at once.
+"""
+
+import datetime
+import functools
+import json
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from classifier.errors import Interrupted
+from cluster.terminal import EXIT_INTERRUPTED, EXIT_OK, Terminal, on_interrupt, run_command
+
+if TYPE_CHECKING:
+    from classifier.preprocess import PreprocessSpec
+    from cluster.session import Session
+    from cluster.sizing import Plan
+    from training.catalog import Catalog
+    from training.config import TrainConfig
+    from training.experiment import Experiment
+    from training.loop import Job
+    from training.run_folder import RunFolder
+
+# After Ctrl-C: the steps under way end, nothing else. Longer than that and something hangs.
+_STOP_TIMEOUT_S = 180.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train a classifier; returns the exit code."""
+    return run_command(_command, list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _command(arguments: list[str], terminal: Terminal) -> int:
+    if any(argument in ("-h", "--help") for argument in arguments):
+        return _show_help(terminal)
+    terminal.say("Reading the settings ...")
+    from training.settings import read_settings
+
+    return _train(read_settings(arguments), terminal)
+
+
+def _train(config: "TrainConfig", terminal: Terminal) -> int:
+    from classifier.network import load_preprocess
+    from cluster.session import address_from_environment, ray_session
+    from cluster.sizing import admission_cpus, physical_cores, plan_training
+    from training.listing import find_dataset, list_dataset
+
+    terminal.say(f"Dataset {config.ds}, model {config.model.model_name}.")
+    list_dataset(find_dataset(config.ds, raw_data=config.paths.raw_data))  # fails before Ray is started
+    spec = load_preprocess(
+        config.model.model_name,
+        size_px=config.model.size_px,
+        max_pixels=config.data.max_pixels,
+        config=config.model.config,
+    )
+    address = address_from_environment()
+    terminal.say(f"Joining the Ray cluster at {address} ..." if address else "Starting Ray on this machine ...")
+    tokens = admission_cpus(physical_cores(), config.num_workers)
+    with ray_session(address=address, admission_cpus=tokens) as session:
+        if session.dashboard_url:
+            terminal.say(f"Ray dashboard: {session.dashboard_url}")
+        plan = plan_training(session.capacity, num_workers=config.num_workers, device=config.trainer.device)
+        catalog = _prepare(config, plan, terminal)
+        _show_plan(plan, catalog, spec, terminal)
+        return _run(config, catalog, spec, plan, session, terminal)
+
+
+def _prepare(config: "TrainConfig", plan: "Plan", terminal: Terminal) -> "Catalog":
+    from training.catalog import prepare_catalog
+    from training.inspection import inspect
+    from training.progress import counting
+
+    with counting(terminal, "Reading pictures") as on_progress:
+        return prepare_catalog(
+            config.ds,
+            raw_data=config.paths.raw_data,
+            metadata=config.paths.metadata,
+            config=config.data,
+            seed=config.seed,
+            inspect=functools.partial(
+                inspect,
+                max_pixels=config.data.max_pixels,
+                task_cpus=plan.decode_cpus,
+                tasks=plan.decode_tasks,
+                on_progress=on_progress,
+            ),
+        )
+
+
+def _run(
+    config: "TrainConfig",
+    catalog: "Catalog",
+    spec: "PreprocessSpec",
+    plan: "Plan",
+    session: "Session",
+    terminal: Terminal,
+) -> int:
+    from training.checkpoint import keep_checkpoints
+    from training.experiment import plan_experiment
+    from training.job import plan_job
+    from training.progress import EpochProgress
+    from training.settings import write_settings
+
+    folder = _open_folder(config)
+    write_settings(folder, config)
+    terminal.keep_log_in(folder.log)
+    rule = config.callbacks.model_checkpoint
+    with plan_job(config, catalog, spec, plan, folder, object_store_bytes=session.object_store_bytes) as job:
+        progress = EpochProgress(
+            terminal,
+            job.feed,
+            pictures=len(job.codes["train"]),
+            max_epochs=config.trainer.max_epochs,
+            monitor=rule.monitor,
+        )
+        try:
+            with progress:
+                stopped = _run_until_stopped(plan_experiment(job, plan, config), folder, terminal)
+        except BaseException:
+            keep_checkpoints(folder, monitor=rule.monitor, mode=rule.mode, save_top_k=rule.save_top_k)
+            _say_how_to_go_on(folder, terminal)
+            raise
+        keep_checkpoints(folder, monitor=rule.monitor, mode=rule.mode, save_top_k=rule.save_top_k)
+        if stopped:
+            return _close_interrupted(config, job, spec, folder, terminal)
+    return _close(folder, terminal)
+
+
+def _open_folder(config: "TrainConfig") -> "RunFolder":
+    from training.run_folder import RunFolder, make_run_folder
+
+    if config.resume is not None:
+        return RunFolder(config.resume.absolute())
+    now = datetime.datetime.now()
+    return make_run_folder(config.paths.models, dataset=config.ds, category=config.category, now=now)
+
+
+def _run_until_stopped(experiment: "Experiment", folder: "RunFolder", terminal: Terminal) -> bool:
+    """Run the experiment beside the main thread, which waits for Ctrl-C; returns whether the user stopped it."""
+    from training.experiment import run_experiment
+
+    stopped_at: list[float] = []
+
+    def stop() -> None:
+        stopped_at.append(time.monotonic())
+        terminal.say("Stopping after the steps under way; press Ctrl-C again to stop at once.")
+        experiment.job.feed.stop.remote()
+
+    with ThreadPoolExecutor(max_workers=1) as pool, on_interrupt(stop):
+        running = pool.submit(run_experiment, experiment, folder)
+        while not running.done():
+            wait([running], timeout=0.2)
+            if stopped_at and time.monotonic() - stopped_at[0] > _STOP_TIMEOUT_S:
+                raise Interrupted(f"Training did not stop within {_STOP_TIMEOUT_S:.0f} s; it is ended now.")
+        running.result()
+    return bool(stopped_at) and not (folder.train_info / "metrics.json").is_file()
+
+
+def _close(folder: "RunFolder", terminal: Terminal) -> int:
+    from training.progress import show_results
+
+    show_results(terminal, json.loads((folder.train_info / "metrics.json").read_text()))
+    terminal.say(f"Your model has been saved in the {_shown(folder)} directory")
+    return EXIT_OK
+
+
+def _close_interrupted(
+    config: "TrainConfig", job: "Job", spec: "PreprocessSpec", folder: "RunFolder", terminal: Terminal
+) -> int:
+    """Make what the best epoch so far gave usable, and say how to go on."""
+    from classifier.network import load_network
+    from training.checkpoint import best_candidate, find_candidates
+    from training.finish import export, load_weights
+    from training.run_folder import remove_run_folder
+
+    candidates = find_candidates(folder)
+    if not candidates:
+        terminal.forget_log()
+        remove_run_folder(folder, models=config.paths.models)
+        terminal.say("Stopped before the first epoch was over; nothing is kept.")
+        return EXIT_INTERRUPTED
+    rule = config.callbacks.model_checkpoint
+    best = best_candidate(candidates, monitor=rule.monitor, mode=rule.mode)
+    network = load_network(config.model.model_name, labels=job.labels, spec=spec, config=config.model.config)
+    load_weights(network, best.file)
+    export(job, spec, network, folder, best.metrics | {"best_epoch": best.metrics["epoch"]})
+    terminal.say(
+        f"Stopped. The best epoch so far, {best.metrics['epoch']} (val_acc {best.metrics['val_acc']:.4f}), has been saved in "
+        f"the {_shown(folder)} directory; the test split was not scored."
+    )
+    _say_how_to_go_on(folder, terminal)
+    return EXIT_INTERRUPTED
+
+
+def _say_how_to_go_on(folder: "RunFolder", terminal: Terminal) -> None:
+    from training.checkpoint import find_candidates
+
+    if find_candidates(folder):
+        terminal.say(f"To go on from the last checkpoint: python -m training.run resume={_shown(folder)}")
+
+
+def _show_plan(plan: "Plan", catalog: "Catalog", spec: "PreprocessSpec", terminal: Terminal) -> None:
+    counts = catalog.counts()
+    sizes = {split: sum(counts[split].values()) for split in ("train", "val", "test")}
+    ready = "unchanged since the last run" if catalog.reused else "prepared"
+    terminal.say(
+        f"{sum(sizes.values()):,} pictures of {len(catalog.labels)} classes ({ready}): {sizes['train']:,} to train on, "
+        f"{sizes['val']:,} to validate, {sizes['test']:,} to test."
+    )
+    if counts["set_aside"]:
+        reasons = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in counts["set_aside"].items())
+        terminal.say(f"Set aside: {reasons}. The catalog names each file.")
+    device = "a GPU" if plan.use_gpu else "the CPU"
+    workers = f"{plan.num_workers} worker{'s' if plan.num_workers > 1 else ''}"
+    threads = f"{plan.threads_per_worker} thread{'s' if plan.threads_per_worker > 1 else ''}"
+    terminal.say(
+        f"{workers}, each on {device} with {threads}; pictures of {spec.width_px} x {spec.height_px} pixels. Starting ..."
+    )
+
+
+def _shown(folder: "RunFolder") -> str:
+    """The folder as a person would type it."""
+    here = Path.cwd()
+    return str(folder.path.relative_to(here)) if folder.path.is_relative_to(here) else str(folder.path)
+
+
+def _show_help(terminal: Terminal) -> int:
+    from cluster.configuration import defaults, help_rows
+    from training.config import TrainConfig
+
+    terminal.say("Train an image classifier from data/raw_data/DS/<class>/<picture>.\n")
+    terminal.say("  python -m training.run ds=EXAMS num_workers=4\n\nSettings (key=default: what it does):\n")
+    for key, default, meaning in help_rows(TrainConfig, defaults("train")):
+        terminal.say(f"  {key}={default}\n      {meaning}")
+    terminal.say("\nGroups (files in configs/): trainer=auto|cpu|gpu, model=default|tiny, augment=default|none,")
+    terminal.say("logger=tensorboard|none. Ray: RAY_ADDRESS=host:port joins a cluster.")
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

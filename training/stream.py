@@ -1,0 +1,127 @@
+"""Class folders -> Ray Data -> blocks of decoded pixels.
+
+Few, large tasks: a task of Ray costs milliseconds, a picture less than two. A block is what one task decodes; it stays in
+the object store, or goes to a file when all of them would not fit there.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from classifier import image
+from classifier.errors import BadImage
+from classifier.preprocess import PreprocessSpec, to_pixels
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+    from ray.data import Dataset
+
+_BLOCK_BYTES = 16 * 1024 * 1024
+_FEWEST_IN_BLOCK, _MOST_IN_BLOCK = 16, 1024
+
+
+def dataset_of(table: pa.Table, *, rows_in_task: int, name: str) -> "Dataset":
+    """A Ray Dataset of a table's rows, in order, in blocks of `rows_in_task`."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
+    chunks = [table.slice(start, rows_in_task).combine_chunks() for start in range(0, table.num_rows, rows_in_task)]
+    dataset = ray.data.from_arrow(chunks)
+    dataset.set_name(name)
+    return dataset
+
+
+def rows_in_block(spec: PreprocessSpec, *, pictures: int, tasks: int) -> int:
+    """How many pictures one task decodes: about 16 MB of pixels, but at least two tasks for each that can run."""
+    fits = _BLOCK_BYTES // (3 * spec.height_px * spec.width_px)
+    shared = math.ceil(pictures / (2 * tasks))
+    return max(_FEWEST_IN_BLOCK, min(_MOST_IN_BLOCK, fits, shared))
+
+
+def stream_blocks(
+    paths: list[str],
+    *,
+    root: Path,
+    spec: PreprocessSpec,
+    task_cpus: float,
+    tasks: int,
+    name: str,
+    shards: Path | None,
+) -> Iterator[tuple["ObjectRef[Any] | str", int]]:
+    """Decode pictures on all of Ray's cores, and hand out each block as it is ready, in order.
+
+    Args:
+        paths: relative to `root`.
+        root: the dataset's folder.
+        spec: the model's preprocessing.
+        task_cpus: what one decode task asks for.
+        tasks: how many run at a time.
+        name: what the dashboard calls it.
+        shards: where blocks are written; None keeps them in the object store.
+
+    Yields:
+        (block, pictures in it): a reference to a table, or the path of a file. `read_block` opens either.
+    """
+    in_block = rows_in_block(spec, pictures=len(paths), tasks=tasks)
+    table = pa.table({"path": pa.array(paths, pa.string()), "row": pa.array(range(len(paths)), pa.int64())})
+    dataset = dataset_of(table, rows_in_task=in_block, name=name).map_batches(
+        _decode_batch,
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=task_cpus,
+        fn_kwargs={"root": str(root), "spec": spec.model_dump(), "shards": str(shards) if shards else None},
+    )
+    if shards is not None:
+        for row in dataset.iter_rows():
+            yield row["file"], row["rows"]
+        return
+    for bundle in dataset.iter_internal_ref_bundles():
+        for entry in bundle.blocks:
+            yield entry.ref, entry.metadata.num_rows
+
+
+def read_block(block: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Open a block, without copying its pixels.
+
+    Returns:
+        uint8 [n, 3, H, W] and bool [n]: whether the picture could still be read.
+    """
+    if isinstance(block, str):
+        return np.load(block, mmap_mode="r"), np.load(f"{block}.readable.npy")
+    return block["pixels"].combine_chunks().to_numpy_ndarray(), block["readable"].to_numpy()
+
+
+def _decode_batch(batch: pa.Table, *, root: str, spec: dict[str, Any], shards: str | None) -> dict[str, Any]:
+    preprocess = PreprocessSpec.model_validate(spec)
+    paths = batch["path"].to_pylist()
+    pixels = np.zeros((len(paths), 3, preprocess.height_px, preprocess.width_px), dtype=np.uint8)
+    readable = np.ones(len(paths), dtype=bool)
+    for place, path in enumerate(paths):
+        try:
+            data = image.read_file(f"{root}/{path}")
+            photo = image.decode(data, draft_px=preprocess.draft_px, max_pixels=preprocess.max_pixels)
+            pixels[place] = to_pixels(photo, preprocess)
+        except BadImage:  # it was fine when the catalog was made: it keeps its place, and weighs nothing
+            readable[place] = False
+    if shards is None:
+        return {"pixels": pixels, "readable": readable}
+    return _write_shard(Path(shards), batch["row"][0].as_py(), pixels, readable)
+
+
+def _write_shard(folder: Path, first_row: int, pixels: np.ndarray, readable: np.ndarray) -> dict[str, Any]:
+    """Two files, each whole or absent: the pixels come last, so a shard that can be seen is complete."""
+    file = folder / f"{first_row:09d}.npy"
+    for target, array in ((Path(f"{file}.readable.npy"), readable), (file, pixels)):
+        scratch = folder / f".{target.name}.{os.getpid()}"
+        with scratch.open("wb") as stream:
+            np.save(stream, array)
+        scratch.replace(target)
+    return {"file": np.array([str(file)]), "rows": np.array([len(pixels)])}
