@@ -9,13 +9,15 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from classifier.errors import BadModelFolder
-from classifier.network import Network
 from classifier.preprocess import PreprocessSpec
+
+if TYPE_CHECKING:
+    from classifier.network import Network
 
 MANIFEST = "classifier.json"
 WEIGHTS = "model.safetensors"
@@ -55,12 +57,12 @@ class ModelFolder:
 
     path: Path
     manifest: Manifest
-    network: Network  # eval mode, on the CPU
+    network: "Network"  # eval mode, on the CPU
 
 
 def write_model(
     folder: Path,
-    network: Network,
+    network: "Network",
     *,
     name: str,
     labels: tuple[str, ...],
@@ -124,6 +126,8 @@ def load_model(folder: Path) -> ModelFolder:
         BadModelFolder: a file is missing, changed since it was written, or cannot be loaded.
     """
     from transformers import AutoModelForImageClassification
+
+    from classifier.network import Network  # torch: whoever only reads a manifest does without
 
     folder = folder.resolve()
     manifest = read_manifest(folder)

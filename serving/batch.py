@@ -17,6 +17,7 @@ from cluster.terminal import EXIT_OK, EXIT_SOME_UNREADABLE, Terminal, on_interru
 from serving.storage import BOOKS, LocalStorage, claimed
 
 if TYPE_CHECKING:
+    from classifier.model_folder import Manifest
     from serving.folder import Job
     from serving.report import Report
     from serving.stages import Outcome, Storage
@@ -61,7 +62,7 @@ class FolderSection(Section):
         return [part for part in get_args(Format) if part in self.format.split(",")]
 
     ray_from: int = Field(
-        ge=0, description="folders with fewer pictures are done in this process, without starting Ray"
+        ge=0, description="folders with fewer pictures are done in this process: starting Ray takes longer"
     )
 
 
@@ -93,17 +94,14 @@ def run(arguments: list[str], terminal: Terminal) -> int:
     began = time.monotonic()
     terminal.say("Reading the settings.")
     config = compose(BatchConfig, name="predict", overrides=arguments)
-    from classifier.model_folder import find_model
-
     if config.md is None:
         raise ConfigError("md: not set; expected a model folder or a dataset's name, for example md=EXAMS")
-    model = find_model(config.md, models_dir=Path("models"))
     if config.file is not None:
-        return _predict_file(config, config.file, model, terminal)
-    return _predict_folder(config, model, terminal, began=began)
+        return _predict_file(config, config.md, config.file, terminal)
+    return _predict_folder(config, config.md, terminal, began=began)
 
 
-def _predict_folder(config: BatchConfig, model: Path, terminal: Terminal, *, began: float) -> int:
+def _predict_folder(config: BatchConfig, md: str, terminal: Terminal, *, began: float) -> int:
     from serving import ledger, results
     from serving.listing import check_input
     from serving.report import Report
@@ -112,16 +110,16 @@ def _predict_folder(config: BatchConfig, model: Path, terminal: Terminal, *, beg
     source = open_storage(config.predict.input_dir, key="predict.input_dir")
     target = open_storage(config.predict.output_dir, key="predict.output_dir")
     check_input(source, key="predict.input_dir")
+    model, manifest = _find(md)
     formats = config.predict.formats
     with claimed(target):
         if isinstance(target, LocalStorage):
             terminal.keep_log_in(Path(target.uri(f"{BOOKS}/log.txt")))
-        job = _job(config, model, source, target, writes_json="json" in formats)
+        job = _job(config, model, manifest, source, target, writes_json="json" in formats)
         report = Report(began)
         listed, others = _consume(config, job, report, terminal)
         report.check(listed)
         entries = ledger.merge(target, run=job.writer.run)
-        manifest = job.writer.manifest
         places = [target.uri("")] if "json" in formats else []
         for kind in formats:
             if kind != "json":
@@ -140,7 +138,7 @@ def _predict_folder(config: BatchConfig, model: Path, terminal: Terminal, *, beg
     return EXIT_SOME_UNREADABLE if report.unreadable else EXIT_OK
 
 
-def _predict_file(config: BatchConfig, file: str, model: Path, terminal: Terminal) -> int:
+def _predict_file(config: BatchConfig, md: str, file: str, terminal: Terminal) -> int:
     """One picture, in this process; its JSON is written like that of any other, and printed."""
     import json
     import os
@@ -156,8 +154,9 @@ def _predict_file(config: BatchConfig, file: str, model: Path, terminal: Termina
     target = open_storage(config.predict.output_dir, key="predict.output_dir")
     if not name or (isinstance(source, LocalStorage) and not os.path.lexists(place)):
         raise ConfigError(f"file={file}: no such file")
+    model, manifest = _find(md)
     with claimed(target):
-        job = _job(config, model, source, target, writes_json=True)
+        job = _job(config, model, manifest, source, target, writes_json=True)
         outcome = next(outcomes_of(job, [Chunk(0, [Found(name)], 0)]))
         answer = target.read(result_name(name))
     terminal.say(json.dumps(json.loads(answer), indent=2))
@@ -165,13 +164,21 @@ def _predict_file(config: BatchConfig, file: str, model: Path, terminal: Termina
     return EXIT_SOME_UNREADABLE if outcome.unreadable else EXIT_OK
 
 
-def _job(config: BatchConfig, model: Path, source: "Storage", target: "Storage", *, writes_json: bool) -> "Job":
-    from classifier.model_folder import read_manifest
+def _find(md: str) -> "tuple[Path, Manifest]":
+    from classifier.model_folder import find_model, read_manifest
+
+    model = find_model(md, models_dir=Path("models"))
+    return model, read_manifest(model)
+
+
+def _job(
+    config: BatchConfig, model: Path, manifest: "Manifest", source: "Storage", target: "Storage", *, writes_json: bool
+) -> "Job":
     from serving import ledger
     from serving.folder import Job
+    from serving.record import ModelMark
     from serving.stages import Decoder, Writer
 
-    manifest = read_manifest(model)
     settings = ledger.settings_key(model_digest=manifest.digest, top_k=config.top_k)
     done = ledger.Ledger.empty() if config.force else ledger.Ledger.load(target)
     return Job(
@@ -181,7 +188,7 @@ def _job(config: BatchConfig, model: Path, source: "Storage", target: "Storage",
         top_k=config.top_k,
         batch_size=config.batch_size,
         decoder=Decoder(source, target, manifest.preprocess, done, settings, writes_json),
-        writer=Writer(source, target, manifest, ledger.next_run(target), writes_json),
+        writer=Writer(source, target, ModelMark(manifest.name, manifest.digest), ledger.next_run(target), writes_json),
     )
 
 
@@ -193,7 +200,7 @@ def _consume(config: BatchConfig, job: "Job", report: "Report", terminal: Termin
 
     address = address_from_environment()
     if address is None and holds_fewer_than(job.source, config.predict.ray_from):
-        terminal.say(f"Predicting {job.source.uri('')} with {job.writer.manifest.name}.")
+        terminal.say(f"Predicting {job.source.uri('')} with {job.writer.model.name}.")
         tally = Tally()
         _watch(outcomes_here(job, tally), tally.total, report, terminal)
         return tally.total()[:2]
@@ -215,7 +222,7 @@ def _consume_on_ray(
 
         plan = plan_folder(session.capacity, num_workers=config.num_workers, device=config.device)
         workers = f"{plan.workers} worker{'s' if plan.workers > 1 else ''} on {'GPUs' if plan.use_gpu else 'CPUs'}"
-        terminal.say(f"Predicting {job.source.uri('')} with {job.writer.manifest.name}, {workers}.")
+        terminal.say(f"Predicting {job.source.uri('')} with {job.writer.model.name}, {workers}.")
         tally = ray.remote(Tally).options(num_cpus=0).remote()
 
         def total() -> tuple[int, int, bool]:

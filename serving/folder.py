@@ -147,7 +147,7 @@ def _listing(job: Job, tally: "ActorHandle[Any]") -> "ray.data.Datasource":
             yield _pack(chunk)
         tally.finish.remote()
 
-    class Listing(Datasource):
+    class Listing(Datasource):  # type: ignore[misc]
         """One task that yields chunks while it lists."""
 
         def get_name(self) -> str:

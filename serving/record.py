@@ -2,25 +2,28 @@
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from classifier.errors import BadImage
-
-if TYPE_CHECKING:
-    from classifier.model_folder import Manifest
-    from classifier.predict import Prediction
 
 # float32 holds seven; the last of them changes with the number of pictures that share a batch.
 _DECIMALS = 6
 
 
-def answer(file: str, predictions: "Sequence[Prediction]", manifest: "Manifest") -> dict[str, Any]:
+class ModelMark(NamedTuple):
+    """Which model answered."""
+
+    name: str
+    digest: str
+
+
+def answer(file: str, predictions: Sequence[tuple[str, int, float]], model: ModelMark) -> dict[str, Any]:
     """The record of a picture that was predicted.
 
     Args:
         file: where the picture is, or what its sender calls it.
-        predictions: best first.
-        manifest: of the model that answered.
+        predictions: (label, code, probability), best first; `predict.Prediction` is one.
+        model: who answered.
     """
     return {
         "file": file,
@@ -28,12 +31,12 @@ def answer(file: str, predictions: "Sequence[Prediction]", manifest: "Manifest")
             {"label": label, "code": code, "probability": round(probability, _DECIMALS)}
             for label, code, probability in predictions
         ],
-        "model": {"name": manifest.name, "digest": manifest.digest},
+        "model": model._asdict(),
     }
 
 
 def with_seed_keys(record: dict[str, Any]) -> dict[str, Any]:
-    """Add the three lists that result files had from the start; programs read them. Fewer than three classes: shorter."""
+    """Add the three lists that result files had from the start; programs read them. Shorter with fewer classes."""
     best = record["predictions"][:3]
     lists = {
         "top_3_predicted_labels": [prediction["label"] for prediction in best],

@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 
 from classifier import errors
 from classifier.model_folder import Manifest
-from classifier.predict import Prediction
-from serving.record import answer, failure_of, to_bytes, with_seed_keys
+from serving.record import ModelMark, answer, failure_of, to_bytes, with_seed_keys
 from serving.stages import Storage
 
 Format = Literal["json", "jsonl", "csv", "parquet"]
@@ -77,6 +76,7 @@ def _chosen(entries: pa.Table, keys: np.ndarray) -> pa.Table:
 
 
 def _records(entries: pa.Table, manifest: Manifest) -> Iterator[dict[str, Any]]:
+    model = ModelMark(manifest.name, manifest.digest)
     for batch in entries.to_batches(_ROWS_AT_A_TIME):
         for row in batch.to_pylist():
             file = os.fsdecode(row["file"])
@@ -84,10 +84,10 @@ def _records(entries: pa.Table, manifest: Manifest) -> Iterator[dict[str, Any]]:
                 yield failure_of(file, row["error"], row["message"])
             else:
                 predictions = [
-                    Prediction(manifest.labels[code], code, probability)
+                    (manifest.labels[code], code, probability)
                     for code, probability in zip(row["codes"], row["probabilities"], strict=True)
                 ]
-                yield with_seed_keys(answer(file, predictions, manifest))
+                yield with_seed_keys(answer(file, predictions, model))
 
 
 def _write_csv(text: io.TextIOWrapper, records: Iterator[dict[str, Any]], *, columns: int) -> None:

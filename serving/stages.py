@@ -16,16 +16,15 @@ import numpy as np
 import pyarrow as pa
 
 from classifier.errors import BadImage
-from classifier.model_folder import Manifest
 from classifier.preprocess import PreprocessSpec, load_pixels
 from serving import ledger as ledgers
 from serving.ledger import Ledger
 from serving.listing import Chunk
-from serving.record import answer, failure_of, to_bytes, with_seed_keys
+from serving.record import ModelMark, answer, failure_of, to_bytes, with_seed_keys
 from serving.storage import LocalStorage, RemoteStorage
 
 if TYPE_CHECKING:
-    from classifier.predict import Device, Prediction
+    from classifier.predict import Device
 
 Storage = LocalStorage | RemoteStorage
 
@@ -41,7 +40,7 @@ class Entry:
     content: int = 0  # `ledger.content_key`; 0 when it could not be read
     done: int | None = None  # top code from the ledger when it has an answer
     error: BadImage | None = None
-    predictions: "list[Prediction]" = field(default_factory=list)
+    predictions: list[tuple[str, int, float]] = field(default_factory=list)  # label, code, probability; best first
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,9 @@ class Answerer:
         if new:
             rows = self._predictor.probabilities(decoded.pixels)
             for entry, probabilities in zip(new, rows, strict=True):
-                entry.predictions = top(probabilities, labels=self._predictor.labels, k=self._top_k)
+                best = top(probabilities, labels=self._predictor.labels, k=self._top_k)
+                # plain tuples: whoever unpickles a Prediction imports torch
+                entry.predictions = [(label, code, probability) for label, code, probability in best]
         return Decoded(decoded.chunk, decoded.entries, decoded.pixels[:0])
 
 
@@ -153,7 +154,7 @@ class Writer:
 
     source: Storage
     target: Storage
-    manifest: Manifest
+    model: ModelMark
     run: int
     writes_json: bool
 
@@ -174,7 +175,7 @@ class Writer:
                 if (error := entry.error) is not None
             ],
             top_codes=Counter(
-                entry.done if entry.done is not None else entry.predictions[0].code
+                entry.done if entry.done is not None else entry.predictions[0][1]
                 for entry in decoded.entries
                 if entry.error is None
             ),
@@ -184,7 +185,7 @@ class Writer:
         file = self.source.uri(entry.path)
         if entry.error is not None:
             return failure_of(file, type(entry.error).__name__, str(entry.error))
-        return with_seed_keys(answer(file, entry.predictions, self.manifest))
+        return with_seed_keys(answer(file, entry.predictions, self.model))
 
     def _table(self, entries: list[Entry]) -> pa.Table:
         errors = [entry.error for entry in entries]
@@ -193,8 +194,8 @@ class Writer:
                 "path_key": [entry.key for entry in entries],
                 "content_key": [entry.content for entry in entries],
                 "file": [os.fsencode(self.source.uri(entry.path)) for entry in entries],
-                "codes": [[prediction.code for prediction in entry.predictions] for entry in entries],
-                "probabilities": [[prediction.probability for prediction in entry.predictions] for entry in entries],
+                "codes": [[code for _, code, _ in entry.predictions] for entry in entries],
+                "probabilities": [[probability for _, _, probability in entry.predictions] for entry in entries],
                 "error": [None if error is None else type(error).__name__ for error in errors],
                 "message": [None if error is None else _utf8(str(error)) for error in errors],
             },

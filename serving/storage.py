@@ -243,7 +243,7 @@ def _open_filesystem(place: str, scheme: str, key: str) -> tuple[Any, str]:
         filesystem, root = FileSystem.from_uri(place)
         return filesystem, root
     try:
-        import fsspec
+        import fsspec  # type: ignore[import-untyped]
 
         driver, root = fsspec.core.url_to_fs(place)
     except (ImportError, ValueError) as error:
