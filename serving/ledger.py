@@ -6,6 +6,7 @@ merged into one at the end of a run. The newest entry of a picture counts. Files
 
 import hashlib
 import os
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -95,18 +96,20 @@ class Ledger:
         return len(self.path_keys)
 
 
-def next_run(storage: Storage) -> int:
-    """The number of the run that begins: names of parts start with it, so their order is that of the runs."""
-    return max((int(name[:6]) for name in _parts(storage)), default=0) + 1
+def next_run(storage: Storage) -> str:
+    """The name of the run that begins. Names of parts start with it, so their order is that of the runs."""
+    number = max((int(name[:6]) for name in _parts(storage)), default=0) + 1
+    # Workers of a killed run may write a little longer: never over a part of this one.
+    return f"{number:06d}-{uuid.uuid4().hex[:8]}"
 
 
-def write_part(storage: Storage, table: pa.Table, *, run: int, chunk: int) -> None:
+def write_part(storage: Storage, table: pa.Table, *, run: str, chunk: int) -> None:
     """Write the entries of a chunk. From then on its pictures are done."""
-    with storage.writing(f"{FOLDER}/{run:06d}-{chunk:09d}.parquet") as stream:
+    with storage.writing(f"{FOLDER}/{run}-{chunk:09d}.parquet") as stream:
         pq.write_table(table, stream, compression="zstd")
 
 
-def merge(storage: Storage, *, run: int) -> pa.Table:
+def merge(storage: Storage, *, run: str) -> pa.Table:
     """Bring all parts into one, the newest entry of every picture, sorted by file; returns it.
 
     Killed in between, the old parts are merged again: the merged one has a later name than what went into it.
@@ -116,7 +119,7 @@ def merge(storage: Storage, *, run: int) -> pa.Table:
     table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
     table = table.take(pa.array(_newest(table["path_key"].to_numpy()))).sort_by("file")
     if len(names) > 1:
-        merged = f"{run:06d}-merged.parquet"
+        merged = f"{run}-merged.parquet"
         with storage.writing(f"{FOLDER}/{merged}") as stream:
             pq.write_table(table, stream, compression="zstd")
         storage.remove(f"{FOLDER}/{name}" for name in names if name != merged)
@@ -136,10 +139,10 @@ def _read_parts(storage: Storage, *, columns: list[str] | None) -> Iterator[pa.T
 
 
 def _first_codes(table: pa.Table) -> "NDArray[np.int32]":
+    lists = table["codes"].combine_chunks()
+    starts, lengths = lists.offsets.to_numpy()[:-1], np.diff(lists.offsets.to_numpy())
     codes = np.full(len(table), -1, np.int32)
-    for row, entry in enumerate(table["codes"].to_pylist()):
-        if entry:
-            codes[row] = entry[0]
+    codes[lengths > 0] = lists.values.to_numpy()[starts[lengths > 0]]
     return codes
 
 

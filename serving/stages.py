@@ -155,7 +155,7 @@ class Writer:
     source: Storage
     target: Storage
     model: ModelMark
-    run: int
+    run: str  # `ledger.next_run`
     writes_json: bool
 
     def __call__(self, decoded: Decoded) -> Outcome:

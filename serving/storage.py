@@ -61,7 +61,7 @@ class LocalStorage:
     root: str  # absolute
 
     def uri(self, path: str) -> str:
-        return os.path.join(self.root, path)  # noqa: PTH118 - called for every picture
+        return os.path.join(self.root, path) if path else self.root  # noqa: PTH118 - called for every picture
 
     def read(self, path: str) -> bytes:
         return Path(self.uri(path)).read_bytes()
@@ -119,7 +119,7 @@ class RemoteStorage:
     url: str  # as the user wrote it, no / at the end
 
     def uri(self, path: str) -> str:
-        return f"{self.url}/{path}"
+        return f"{self.url}/{path}" if path else self.url
 
     def place(self, path: str) -> str:
         """A path in the filesystem's own form."""
