@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from classifier.errors import ClassifierError
 from serving.listing import Chunk, list_chunks
-from serving.stages import Answerer, Decoder, Outcome, Storage, Writer
+from serving.stages import Answerer, Decoded, Decoder, Outcome, Storage, Writer
 
 if TYPE_CHECKING:
     import ray
@@ -99,11 +99,11 @@ def outcomes_on_ray(job: Job, plan: "Plan", tally: "ActorHandle[Any]") -> Iterat
     with ray.data.DataContext.current(context):
         chunks = _dataset(job, plan, tally)
         batches = chunks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
-        try:
-            for table in batches:
-                yield from _unpack(table)
-        except ray.exceptions.RayError as error:
-            raise _cause(error) from error
+        for table in batches:
+            for outcome in _unpack(table):
+                if isinstance(outcome, ClassifierError):
+                    raise outcome
+                yield outcome
 
 
 def _dataset(job: Job, plan: "Plan", tally: "ActorHandle[Any]") -> "ray.data.Dataset":
@@ -163,19 +163,42 @@ def _listing(job: Job, tally: "ActorHandle[Any]") -> "ray.data.Datasource":
 
 
 class _PackedAnswerer:
+    """An `Answerer` in an actor."""
+
     def __init__(self, **arguments: Any) -> None:
-        self._answerer = Answerer(**arguments)
+        self._fault: ClassifierError | None = None
+        try:
+            self._answerer = Answerer(**arguments)
+        except ClassifierError as error:
+            self._fault = error
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        return pa.concat_tables([_pack(self._answerer(decoded)) for decoded in _unpack(table)])
+        return _each(self._answer, table)
+
+    def _answer(self, decoded: Decoded) -> Decoded:
+        if self._fault is not None:
+            raise self._fault
+        return self._answerer(decoded)
 
 
 def _packed(stage: Callable[[Any], Any]) -> Callable[[pa.Table], pa.Table]:
     def run(table: pa.Table) -> pa.Table:
-        return pa.concat_tables([_pack(stage(value)) for value in _unpack(table)])
+        return _each(stage, table)
 
-    run.__name__ = type(stage).__name__
+    run.__name__ = type(stage).__name__  # Ray's dashboard and log show it
     return run
+
+
+def _each(stage: Callable[[Any], Any], table: pa.Table) -> pa.Table:
+    """Apply a stage to every row. An error that is the user's to mend travels to the terminal as a row: raised in a
+    worker, Ray would make it a text of its own type."""
+    results = []
+    for value in _unpack(table):
+        try:
+            results.append(_pack(value if isinstance(value, ClassifierError) else stage(value)))
+        except ClassifierError as error:
+            results.append(_pack(error))
+    return pa.concat_tables(results)
 
 
 def _pack(value: Any) -> pa.Table:
@@ -185,16 +208,3 @@ def _pack(value: Any) -> pa.Table:
 def _unpack(table: pa.Table) -> Iterator[Any]:
     for payload in table["payload"]:
         yield pickle.loads(payload.as_buffer())  # noqa: S301 - written by _pack, in this run
-
-
-def _cause(error: BaseException) -> BaseException:
-    """Our own error inside what Ray wrapped it in; else the error itself."""
-    inner: BaseException | None = error
-    while inner is not None:
-        found = getattr(inner, "cause", None)
-        if isinstance(found, ClassifierError):
-            return type(found)(str(found))
-        if isinstance(inner, ClassifierError) and not hasattr(inner, "cause"):
-            return inner
-        inner = inner.__cause__ or (found if isinstance(found, BaseException) else None)
-    return error

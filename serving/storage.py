@@ -145,8 +145,13 @@ class RemoteStorage:
             except FileNotFoundError:  # a file system with real folders
                 self.filesystem.create_dir(place.rpartition("/")[0], recursive=True)
                 stream = self.filesystem.open_output_stream(place)
-            with stream:
-                yield stream
+            try:
+                with stream:
+                    yield stream
+            except BaseException:
+                with contextlib.suppress(Exception):  # closing has completed the upload of what is only a part
+                    self.filesystem.delete_file(place)
+                raise
         except Exception as error:  # every filesystem of fsspec has errors of its own
             raise OutputError(f"{self.uri(path)} cannot be written: {_sentence(error)}") from error
 
