@@ -6,7 +6,7 @@ import stat
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from classifier.errors import BadImage, EmptyImage, NotAFile, TooManyBytes, TooManyPixels, UnsupportedFormat
 
@@ -58,18 +58,21 @@ def read_file(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> by
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise BadImage(f"cannot be opened: {error.strerror}") from error
+    except ValueError as error:  # a null byte in the name
+        raise BadImage(f"cannot be opened: {error}") from error
     try:
-        with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise NotAFile("not a regular file")
-            if status.st_size > max_bytes:
-                raise TooManyBytes(f"{status.st_size:,} bytes; at most {max_bytes:,} are read")
-            return file.read()
-    except IsADirectoryError as error:
-        raise NotAFile("a folder, not a file") from error
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise NotAFile("a folder, not a file" if stat.S_ISDIR(status.st_mode) else "not a regular file")
+        with open(descriptor, "rb", closefd=False) as file:
+            data = file.read(max_bytes + 1)  # a file may grow while it is read, and those of /proc state 0 bytes
     except OSError as error:
         raise BadImage(f"cannot be read: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
+    if len(data) > max_bytes:
+        raise TooManyBytes(f"{max(status.st_size, len(data)):,} bytes; at most {max_bytes:,} are read")
+    return data
 
 
 def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
@@ -80,7 +83,7 @@ def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
     """
     with _open(data, max_pixels) as image:
         width_px, height_px = image.size
-        if _orientation(image) in _SIDEWAYS:
+        if _states_orientation(image, data) and _orientation(image) in _SIDEWAYS:
             width_px, height_px = height_px, width_px
         return Header(width_px, height_px, image.mode, str(image.format), _is_animated(image))
 
@@ -105,13 +108,15 @@ def decode(data: bytes, *, draft_px: int | None = None, max_pixels: int = MAX_PI
     """
     with _open(data, max_pixels) as image:
         try:
-            orientation = _orientation(image)
             if draft_px is not None and image.format in ("JPEG", "MPO"):
                 image.draft(None, (draft_px, draft_px))
             image.load()
-            upright = _UPRIGHT.get(orientation)
+            # After load(): a PNG's EXIF may stand behind its pixels, and a TIFF is turned upright by load() itself.
+            upright = _UPRIGHT.get(_orientation(image))
             rgb = _to_rgb(image)
-            return rgb if upright is None else rgb.transpose(upright)
+            turned = rgb if upright is None else rgb.transpose(upright)
+            turned.info.clear()  # whoever reads EXIF from it would turn it again
+            return turned
         except MemoryError as error:
             raise TooManyPixels(f"{image.width} x {image.height} pixels do not fit in memory") from error
         except Exception as error:  # Pillow raises far more than OSError on broken files: TypeError, IndexError, ...
@@ -121,28 +126,48 @@ def decode(data: bytes, *, draft_px: int | None = None, max_pixels: int = MAX_PI
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise EmptyImage("0 bytes")
+    _check_size(*_webp_canvas(data), max_pixels)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise UnsupportedFormat(f"not a picture in a known format ({', '.join(FORMATS)})") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooManyPixels(f"more than {max_pixels:,} pixels") from error
     except Exception as error:  # as in decode
         raise BadImage(f"cannot be opened: {_sentence(error)}") from error
     width_px, height_px = image.size
-    if width_px * height_px > max_pixels:
-        raise TooManyPixels(f"{width_px} x {height_px} pixels; at most {max_pixels:,} are decoded")
+    _check_size(width_px, height_px, max_pixels)
     if width_px * height_px == 0:
         raise EmptyImage(f"{width_px} x {height_px} pixels")
     return image
 
 
-def _orientation(image: Image.Image) -> int | None:
+def _webp_canvas(data: bytes) -> tuple[int, int]:
+    """The size that an extended WebP declares: Pillow's reader takes memory for two such canvases as it opens one."""
+    if data[:4] != b"RIFF" or data[8:16] != b"WEBPVP8X":
+        return 0, 0
+    return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+
+
+def _check_size(width_px: int, height_px: int, max_pixels: int) -> None:
+    if width_px * height_px > max_pixels:
+        raise TooManyPixels(f"{width_px} x {height_px} pixels; at most {max_pixels:,} are decoded")
+
+
+def _states_orientation(image: Image.Image, data: bytes) -> bool:
+    """Whether the picture's EXIF needs reading before its pixels are decoded."""
+    if image.format == "TIFF":
+        return False  # its size is the upright one already
+    # Pillow decodes a whole PNG to find EXIF behind the pixels; nearly all have none.
+    return image.format != "PNG" or any(mark in data for mark in (b"eXIf", b"Raw profile type exif", b"adobe.xmp"))
+
+
+def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(_ORIENTATION)
     except Exception:  # broken EXIF in a picture whose pixels are fine: it stands as it is
-        return None
-    return value if isinstance(value, int) else None
+        return 1
+    return value if isinstance(value, int) else 1
 
 
 def _is_animated(image: Image.Image) -> bool:
@@ -161,18 +186,22 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I":
         return _from_grey((np.clip(np.asarray(image), 0, 65_535) >> 8).astype(np.uint8))
     if image.mode == "F":
-        return _from_float(np.nan_to_num(np.asarray(image)))
+        return _from_float(np.array(image))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        white = Image.new("RGB", rgba.size, "white")
+        white.paste(rgba, mask=rgba.getchannel("A"))
+        return white
     return image.convert("RGB")
 
 
 def _from_float(samples: np.ndarray) -> Image.Image:
-    """Grey float samples carry no range; 0..1 and 0..255 are the two in use."""
-    scaled = samples * 255.0 if samples.max(initial=0.0) <= 1.0 else samples
-    return _from_grey(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
+    """Grey float samples carry no range; 0..1 and 0..255 are the two in use. In place: they may be 89 megapixels."""
+    np.nan_to_num(samples, copy=False)
+    if samples.max(initial=0.0) <= 1.0:
+        samples *= 255.0
+    np.clip(np.rint(samples, out=samples), 0, 255, out=samples)
+    return _from_grey(samples.astype(np.uint8))
 
 
 def _from_grey(samples: np.ndarray) -> Image.Image:

@@ -1,11 +1,11 @@
 """The model folder: a Hugging Face model repository, and beside it `classifier.json`, which holds what only we know.
 
-It loads with no network, no pickle and no training code, and can be moved, renamed and copied.
+It loads with no network, no pickle and no training code, and can be moved, renamed and copied. Importing this module
+imports neither torch nor transformers: a process that answers with ONNX Runtime starts without them.
 """
 
 import hashlib
 import json
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,25 @@ if TYPE_CHECKING:
 
 MANIFEST = "classifier.json"
 WEIGHTS = "model.safetensors"
+ONNX = "model.onnx"
 _COVERED = ("config.json", WEIGHTS, "preprocessor_config.json")
+
+
+class OnnxReport(BaseModel):
+    """What came of writing the network for ONNX Runtime as well; see `onnx_export`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kept: bool
+    """Whether `model.onnx` is part of the folder."""
+    reason: str
+    """Why it is not; empty when it is."""
+    pictures: int
+    """How many pictures its answers were compared on."""
+    max_difference: float | None
+    """The largest difference of a probability from torch's."""
+    speedup: float | None
+    """Pictures/s of ONNX Runtime over those of torch, on the CPU that wrote the folder."""
 
 
 class Manifest(BaseModel):
@@ -31,7 +49,7 @@ class Manifest(BaseModel):
 
     schema_version: Literal[1] = 1
     name: str
-    """What the model calls itself in answers, e.g. `EXAMS/default/2026-11-22/14-03-55`; kept when the folder is renamed."""
+    """What the model calls itself in answers, e.g. `EXAMS/default/2026-11-22/14-03-55`; a renamed folder keeps it."""
     labels: tuple[str, ...] = Field(min_length=2)
     """Class names; a class's code is its place here."""
     preprocess: PreprocessSpec
@@ -43,6 +61,8 @@ class Manifest(BaseModel):
     """`accuracy` and `macro_f1` on the test split, `val_acc` and `best_epoch`; empty when it was not tested."""
     created: str
     versions: dict[str, str]
+    onnx: OnnxReport | None = None
+    """None: never tried."""
 
     @property
     def digest(self) -> str:
@@ -83,15 +103,15 @@ def write_model(
             name=name,
             labels=labels,
             preprocess=spec,
-            files={file: _sha256(Path(scratch) / file) for file in _COVERED},
+            files={file: sha256(Path(scratch) / file) for file in _COVERED},
             dataset=dataset,
             metrics=metrics,
             created=created,
             versions=_versions(),
         )
-        (Path(scratch) / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
-        for file in (*_COVERED, MANIFEST):
-            os.replace(Path(scratch) / file, folder / file)
+        for file in _COVERED:
+            (Path(scratch) / file).replace(folder / file)
+    write_manifest(folder, manifest)
     return manifest
 
 
@@ -125,35 +145,58 @@ def load_model(folder: Path) -> ModelFolder:
     Raises:
         BadModelFolder: a file is missing, changed since it was written, or cannot be loaded.
     """
-    from transformers import AutoModelForImageClassification
+    from classifier.network import Network, read_backbone
 
     from classifier.network import Network  # torch: whoever only reads a manifest does without
 
     folder = folder.resolve()
     manifest = read_manifest(folder)
-    missing = [file for file in _COVERED if file not in manifest.files]
-    if missing:
-        raise BadModelFolder(f"{folder / MANIFEST} states no digest of {', '.join(missing)}")
-    for file, expected in manifest.files.items():
-        if Path(file).name != file:
-            raise BadModelFolder(f"{folder / MANIFEST} names {file}, which lies outside the folder")
-        try:
-            found = _sha256(folder / file)
-        except OSError as error:
-            raise BadModelFolder(f"{folder / file} cannot be read: {error.strerror}") from error
-        if found != expected:
-            raise BadModelFolder(
-                f"{folder / file} is not the file that was written with the model: its digest is {found[:19]}, expected "
-                f"{expected[:19]}; copy the whole model folder again"
-            )
+    for file in dict.fromkeys((*_COVERED, *manifest.files)):
+        check_file(folder, file, manifest)
     try:
-        backbone = AutoModelForImageClassification.from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True, trust_remote_code=False
-        )
+        backbone = read_backbone(folder / "config.json", folder / WEIGHTS)
     except Exception as error:  # as in network._explained
         raise BadModelFolder(f"{folder} cannot be loaded: {type(error).__name__}: {str(error)[:300]}") from error
+    of_config = tuple(backbone.config.id2label[code] for code in range(backbone.config.num_labels))
+    if of_config != manifest.labels:
+        raise BadModelFolder(
+            f"{folder / MANIFEST}: labels: found {', '.join(manifest.labels)[:100]}; config.json, which the digests "
+            f"cover, has {', '.join(of_config)[:100]}; copy the whole model folder again"
+        )
     network = Network(backbone, manifest.preprocess).eval()
     return ModelFolder(path=folder, manifest=manifest, network=network)
+
+
+def check_file(folder: Path, file: str, manifest: Manifest) -> None:
+    """Check a file of a model folder against its digest.
+
+    Raises:
+        BadModelFolder: the manifest does not cover it, or it is missing, changed, or not in the folder itself.
+    """
+    expected = manifest.files.get(file)
+    if expected is None:
+        raise BadModelFolder(f"{folder / MANIFEST} states no digest of {file}; copy the whole model folder again")
+    if Path(file).name != file:
+        raise BadModelFolder(f"{folder / MANIFEST} names {file}, which lies outside the folder")
+    try:
+        found = sha256(folder / file)
+    except OSError as error:
+        raise BadModelFolder(
+            f"{folder / file} cannot be read: {error.strerror}; copy the whole model folder again"
+        ) from error
+    if found != expected:
+        raise BadModelFolder(
+            f"{folder / file} is not the file that was written with the model: its digest is {found[:19]}, "
+            f"expected {expected[:19]}; copy the whole model folder again"
+        )
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Replace `classifier.json`; a reader sees the old one or the new one, never half of it."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
+        written = Path(scratch) / MANIFEST
+        written.write_text(manifest.model_dump_json(indent=2) + "\n")
+        written.replace(folder / MANIFEST)
 
 
 def find_model(model: str, *, models_dir: Path) -> Path:
@@ -189,7 +232,8 @@ def _datasets_with_models(models_dir: Path) -> str:
     return ", ".join(names) or "none"
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """`sha256:...` of a file's content."""
     with file.open("rb") as stream:
         return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -47,12 +47,15 @@ class Network(nn.Module):
         self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1) / scale, persistent=False)
 
     def normalise(self, pixels: Tensor) -> Tensor:  # uint8 or float [B,3,H,W] in 0..255 -> float32 [B,3,H,W]
+        """Rescale and normalise as the model's own processor would; the result lies in channels_last."""
         # channels_last: convolutions on CPUs and on tensor cores are faster in it, by up to 1.95x (BENCHMARKS.md)
         floats = pixels.to(dtype=torch.float32, memory_format=torch.channels_last)
         return (floats - self.mean) / self.std
 
     def forward(self, pixels: Tensor) -> Tensor:  # uint8 or float [B,3,H,W] in 0..255 -> float32 [B,C]
-        return self.backbone(pixel_values=self.normalise(pixels)).logits.float()
+        """The logits of every class for every picture."""
+        logits: Tensor = self.backbone(pixel_values=self.normalise(pixels)).logits
+        return logits.float()
 
 
 def load_network(
@@ -88,7 +91,35 @@ def load_network(
     _repair_batch_norm(backbone)
     _repair_dropout(backbone)
     # from_pretrained returns eval mode, and Lightning leaves a module in the mode that it finds
-    return Network(backbone, spec).train().to(memory_format=torch.channels_last)
+    network = Network(backbone, spec).train()
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # not in torch's stubs
+
+
+def read_backbone(config_file: Path, weights_file: Path) -> "PreTrainedModel":
+    """Read a saved image classifier from two files and nothing else.
+
+    `from_pretrained` of a folder would also follow what else lies in it: an adapter_config.json replaces the weights.
+
+    Raises:
+        ValueError: weights are missing or of another shape; transformers and safetensors raise more than that on files
+            that are damaged, or not an image classifier's.
+    """
+    from safetensors.torch import load_file
+    from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig
+
+    config = AutoConfig.from_pretrained(str(config_file), local_files_only=True, trust_remote_code=False)
+    found = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
+    classes = {kind.__name__: kind for kind in (found if isinstance(found, tuple) else (found,))}
+    saved_as = [name for name in config.architectures or () if name in classes]
+    kind = classes[saved_as[0]] if saved_as else next(iter(classes.values()))
+    backbone: PreTrainedModel
+    backbone, loading = kind.from_pretrained(
+        None, config=config, state_dict=load_file(weights_file), output_loading_info=True, dtype=torch.float32
+    )
+    wrong = sorted(str(key) for key in (*loading["missing_keys"], *loading["mismatched_keys"]))
+    if wrong:
+        raise ValueError(f"{weights_file.name} lacks {', '.join(wrong[:3])}")
+    return backbone
 
 
 def load_preprocess(
@@ -105,17 +136,21 @@ def load_preprocess(
     Raises:
         UnknownModel: the model cannot be found, or states no image size while `size_px` is None.
     """
-    from transformers import AutoConfig, ViTImageProcessor
+    from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig, ViTImageProcessorPil
 
     with _explained(name, config):
         if config is not None:
             processor = None
+            stated = AutoConfig.for_model(config["model_type"])
             size_px = size_px or config.get("image_size")
         else:
             place = _local_or_hub(name)
             processor = _own_processor(place)
+            stated = AutoConfig.from_pretrained(place, trust_remote_code=False)
             if processor is None and size_px is None:
-                size_px = getattr(AutoConfig.from_pretrained(place, trust_remote_code=False), "image_size", None)
+                size_px = getattr(stated, "image_size", None)
+        if type(stated) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+            raise ValueError(f"a network of the type {stated.model_type} has no form that classifies images")
     if processor is None and not isinstance(size_px, int):
         raise UnknownModel(f"{name} states no image size; set model.size_px, for example model.size_px=224")
     if isinstance(size_px, int):
@@ -123,7 +158,7 @@ def load_preprocess(
         kept = {
             key: getattr(processor, key) for key in ("image_mean", "image_std", "resample") if processor is not None
         }
-        processor = ViTImageProcessor(size={"height": size_px, "width": size_px}, **kept)
+        processor = ViTImageProcessorPil(size={"height": size_px, "width": size_px}, **kept)
     assert processor is not None
     return PreprocessSpec.from_processor(processor, max_pixels=max_pixels)
 
@@ -203,6 +238,6 @@ def _explained(name: str, config: dict[str, Any] | None) -> Iterator[None]:
     except Exception as error:  # transformers and the hub raise OSError, ValueError, KeyError, RuntimeError, ...
         first_line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UnknownModel(
-            f"{what} cannot be loaded as an image classifier: {first_line.strip()[:300]}; expected a model of the hub's "
-            "Image Classification or Image Feature Extraction category, or a folder in its form"
+            f"{what} cannot be loaded as an image classifier: {first_line.strip()[:300]}; expected a model of the "
+            "hub's Image Classification or Image Feature Extraction category, or a folder in its form"
         ) from error

@@ -1,4 +1,4 @@
-"""From an upright RGB image to the pixels that the network takes. The only path: train, serve and folder job share it."""
+"""From an upright RGB image to the pixels that the network takes: the one path of training, serving, folder job."""
 
 import functools
 import json
@@ -62,35 +62,47 @@ class PreprocessSpec(BaseModel):
         """Read a Hugging Face image processor (in its Pillow form).
 
         Raises:
-            ConfigError: the processor gives pixels whose size depends on the picture.
+            ConfigError: the processor gives pixels whose size depends on the picture, no pixels of three channels, or
+                values that are not its pixels rescaled and normalised.
         """
         config = json.loads(processor.to_json_string())
-        size = _as_size(config.get("size")) if config.get("do_resize", True) else None
-        crop = _as_size(config.get("crop_size")) if config.get("do_center_crop", False) else None
-        fields = {
-            "rescale_factor": config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0,
-            "mean": _triple(config.get("image_mean") if config.get("do_normalize", True) else 0.0),
-            "std": _triple(config.get("image_std") if config.get("do_normalize", True) else 1.0),
-            "resize": size,
-            "crop": crop if isinstance(crop, tuple) else (crop, crop) if crop else None,
-            "resample": int(config.get("resample") if config.get("resample") is not None else 2),
-            "draft_px": max(size) if isinstance(size, tuple) else size,
-            "max_pixels": max_pixels,
-            "processor": config,
-        }
-        shapes = {_by_processor(processor, photo).shape for photo in _probes()}
-        if len(shapes) != 1:
+        kind = config.get("image_processor_type")
+        try:
+            found = [_by_processor(processor, photo) for photo in _probes()]
+            floats = processor(_probes()[0], return_tensors="np")["pixel_values"][0]
+        except Exception as error:  # a processor of something else than pictures of one size raises as it likes
             raise ConfigError(
-                f"the image processor {config.get('image_processor_type')} gives pixels of different sizes for different "
-                "pictures; set model.size_px to resize every picture to one size"
+                f"the image processor {kind} gives no pixels for a photo ({type(error).__name__}: {str(error)[:150]}); "
+                "set model.size_px to resize every picture to one size"
+            ) from error
+        if len({pixels.shape for pixels in found}) != 1 or found[0].ndim != 3 or found[0].shape[0] != 3:
+            raise ConfigError(
+                f"the image processor {kind} gives pixels of different sizes for different pictures; set model.size_px "
+                "to resize every picture to one size"
             )
-        (_, height_px, width_px) = shapes.pop()
-        spec = cls(height_px=height_px, width_px=width_px, engine="pillow", **fields)
-        if all(np.array_equal(_by_pillow(photo, spec), _by_processor(processor, photo)) for photo in _probes()):
-            return spec
-        # Unknown geometry: any reduced decode must stay above every size that it could ask for.
-        draft_px = 2 * max(height_px, width_px)
-        return spec.model_copy(update={"engine": "huggingface", "draft_px": draft_px, "resize": None, "crop": None})
+        (_, height_px, width_px) = found[0].shape
+        spec = cls(
+            height_px=height_px,
+            width_px=width_px,
+            **_normalisation(processor, found[0], floats),
+            engine="huggingface",
+            resize=None,
+            crop=None,
+            resample=int(config.get("resample") if config.get("resample") is not None else 2),
+            # Unknown geometry: any reduced decode must stay above every size that it could ask for.
+            draft_px=2 * max(height_px, width_px),
+            max_pixels=max_pixels,
+            processor=config,
+        )
+        for resize, crop in _geometries(config):
+            draft_px = max(resize) if isinstance(resize, tuple) else resize
+            update = {"engine": "pillow", "resize": resize, "crop": crop, "draft_px": draft_px}
+            ours = spec.model_copy(update=update)
+            if all(
+                np.array_equal(_by_pillow(photo, ours), theirs) for photo, theirs in zip(_probes(), found, strict=True)
+            ):
+                return ours
+        return spec
 
 
 def load_pixels(data: bytes, spec: PreprocessSpec) -> np.ndarray:
@@ -121,6 +133,7 @@ def to_pixels(photo: Image.Image, spec: PreprocessSpec) -> np.ndarray:
     """
     if spec.engine == "pillow":
         return _by_pillow(photo, spec)
+    _check_elongation(photo.size, 2 * max(spec.height_px, spec.width_px))
     return _by_processor(_processor(json.dumps(spec.processor, sort_keys=True)), photo)
 
 
@@ -137,12 +150,19 @@ def _resized_size(size_px: tuple[int, int], resize: tuple[int, int] | int) -> tu
     """(width, height) -> (height, width), as transformers' `get_resize_output_image_size` rounds it."""
     if isinstance(resize, tuple):
         return resize
+    _check_elongation(size_px, resize)
     width_px, height_px = size_px
     short, long = sorted((width_px, height_px))
     new_long = int(resize * long / short)
-    if resize * new_long > _MAX_RESIZED_PIXELS:
-        raise TooManyPixels(f"{width_px} x {height_px} pixels: too elongated to be resized to a short side of {resize}")
     return (new_long, resize) if width_px <= height_px else (resize, new_long)
+
+
+def _check_elongation(size_px: tuple[int, int], short_px: int) -> None:
+    short, long = sorted(size_px)
+    if short_px * short_px * long > _MAX_RESIZED_PIXELS * short:
+        raise TooManyPixels(
+            f"{size_px[0]} x {size_px[1]} pixels: too elongated to be resized to a short side of {short_px}"
+        )
 
 
 def _centre_crop(photo: Image.Image, crop: tuple[int, int]) -> Image.Image:
@@ -153,8 +173,39 @@ def _centre_crop(photo: Image.Image, crop: tuple[int, int]) -> Image.Image:
 
 
 def _by_processor(processor: "BaseImageProcessor", photo: Image.Image) -> np.ndarray:
-    pixels = processor(photo, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
-    return np.ascontiguousarray(pixels.astype(np.uint8, copy=False))
+    off = {"do_rescale": False, "do_normalize": False}
+    if hasattr(processor, "include_top"):  # EfficientNet's: a second normalisation
+        off["include_top"] = False
+    # The layout is stated: of a picture 3 pixels high it would be guessed wrongly.
+    batch = processor(photo, **off, input_data_format="channels_last", return_tensors="np")
+    return np.ascontiguousarray(batch["pixel_values"][0].astype(np.uint8, copy=False))
+
+
+def _normalisation(processor: "BaseImageProcessor", pixels: np.ndarray, floats: np.ndarray) -> dict[str, Any]:
+    """`rescale_factor`, `mean` and `std` that turn the processor's pixels into its own floats of the same picture."""
+    rescales, normalises = getattr(processor, "do_rescale", None), getattr(processor, "do_normalize", None)
+    factor = float(processor.rescale_factor) if rescales else 1.0
+    stated: dict[str, Any] = {
+        "rescale_factor": factor,
+        "mean": _triple(processor.image_mean if normalises else 0.0),
+        "std": _triple(processor.image_std if normalises else 1.0),
+    }
+    fitted = _fitted(pixels, floats)
+    for candidate in (stated, fitted):
+        mean, std = (np.array(candidate[key]).reshape(3, 1, 1) for key in ("mean", "std"))
+        if np.allclose((pixels * candidate["rescale_factor"] - mean) / std, floats, atol=1e-4):
+            return candidate
+    raise ConfigError(
+        f"{type(processor).__name__} does more to a picture's values than rescale and normalise; choose another model"
+    )
+
+
+def _fitted(pixels: np.ndarray, floats: np.ndarray) -> dict[str, Any]:
+    """Some do more than they state, as EfficientNet's, which divides by std twice: a line through the values tells."""
+    lines = [np.polyfit(pixels[channel].ravel(), floats[channel].ravel(), 1) for channel in range(3)]
+    std = [1 / (255 * slope) if slope else 1.0 for slope, _ in lines]
+    mean = [-offset * part for (_, offset), part in zip(lines, std, strict=True)]
+    return {"rescale_factor": 1 / 255, "mean": _triple(mean), "std": _triple(std)}
 
 
 @functools.lru_cache(maxsize=4)
@@ -173,6 +224,20 @@ def _probes() -> list[Image.Image]:
     random = np.random.default_rng(0)
     shapes = ((480, 640), (640, 427), (97, 61), (301, 301))
     return [Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8)) for height, width in shapes]
+
+
+def _geometries(config: dict[str, Any]) -> list[tuple[tuple[int, int] | int | None, tuple[int, int] | None]]:
+    """(resize, crop) that a processor's config may mean; `from_processor` takes the one that gives its pixels."""
+    size = _as_size(config.get("size")) if config.get("do_resize", True) else None
+    crop = _as_size(config.get("crop_size")) if config.get("do_center_crop", False) else None
+    crop = (crop, crop) if isinstance(crop, int) else crop
+    candidates = [(size, crop)]
+    short = min(size) if isinstance(size, tuple) else size
+    if short is not None:
+        share = config.get("crop_pct") or 224 / 256  # ConvNeXt's default; LeViT's is fixed
+        candidates += [(int(short / share), crop or (short, short)), (int(256 / 224 * short), crop)]
+        candidates += [((short, short), None)]  # ConvNeXt from 384 pixels on
+    return candidates
 
 
 def _as_size(size: Any) -> tuple[int, int] | int | None:

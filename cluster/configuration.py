@@ -150,7 +150,7 @@ def _is_text(schema: type[BaseModel], key: str) -> bool:
 
 
 def _quoted(override: str, schema: type[BaseModel], keys: list[str]) -> str:
-    """Check an override's form and key, and quote free text, so that `file=photo (1).jpg` needs no quoting in a shell."""
+    """Check an override's form and key, and quote free text, so that `file=photo (1).jpg` is taken as it stands."""
     if "=" not in override:
         raise ConfigError(f"{override}: expected key=value, for example ds=EXAMS; --help lists the keys")
     key, _, value = override.partition("=")
@@ -171,9 +171,8 @@ def _quoted(override: str, schema: type[BaseModel], keys: list[str]) -> str:
 
 
 def _unknown(key: str, keys: list[str]) -> str:
-    nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-    if not nearest:  # `lr` for `model.lr`
-        nearest = [known for known in keys if known.rpartition(".")[2] == key.rpartition(".")[2]][:1]
+    nearest = [known for known in keys if known.endswith(f".{key}")][:1]  # `lr` for `model.lr`
+    nearest = nearest or difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]}?" if nearest else "--help lists the keys"
     return f"{key}: no such setting; {hint}"
 

@@ -1,13 +1,15 @@
 """Joining a Ray cluster, or starting one on this machine."""
 
 import contextlib
+import json
 import os
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from classifier.errors import ClusterError
+from cluster.address import find_cluster, use_token
 
 if TYPE_CHECKING:
     from cluster.sizing import Capacity
@@ -31,7 +33,6 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
-_CONNECT_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,11 @@ def ray_session(*, address: str | None, admission_cpus: int | None) -> Iterator[
     """
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
+    use_token()
     import ray
 
-    from cluster.sizing import Capacity, physical_cores
+    from cluster.sizing import physical_cores
 
-    if address is not None:
-        _check_reachable(address)
     options: dict[str, Any] = {"logging_level": "warning", "log_to_driver": True}
     if address is None:
         options |= {
@@ -74,8 +74,9 @@ def ray_session(*, address: str | None, admission_cpus: int | None) -> Iterator[
         }
     else:
         # Worker processes of a cluster that runs already have its environment, not ours.
-        variables = {key: os.environ[key] for key in _ENVIRONMENT}
-        options |= {"address": address, "runtime_env": {"env_vars": variables}}
+        variables = {key: os.environ[key] for key in _ENVIRONMENT if key not in _job_variables()}
+        # So that our code is on every machine, in the version that was started here.
+        options |= {"address": find_cluster(address), "runtime_env": {"env_vars": variables, "py_modules": _packages()}}
     try:
         context = ray.init(**options)
     except Exception as error:  # ConnectionError, ValueError, RuntimeError, AuthenticationError, ... by what is wrong
@@ -83,11 +84,9 @@ def ray_session(*, address: str | None, admission_cpus: int | None) -> Iterator[
         raise ClusterError(f"{where}: {' '.join(str(error).split())[:300]}") from error
     try:
         dashboard = context.dashboard_url
-        total = ray.cluster_resources()
-        cores = physical_cores() if address is None else total.get("CPU", 0.0)
         yield Session(
-            capacity=Capacity(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0), cores=cores),
-            object_store_bytes=total.get("object_store_memory", 0.0),
+            capacity=_capacity(ray.nodes(), cores=physical_cores() if address is None else None),
+            object_store_bytes=ray.cluster_resources().get("object_store_memory", 0.0),
             dashboard_url=f"http://{dashboard}" if dashboard else None,
             started_here=address is None,
         )
@@ -101,23 +100,24 @@ def address_from_environment() -> str | None:
     return None if address in ("", "local") else address
 
 
-def _check_reachable(address: str) -> None:
-    """Fail in seconds: Ray itself waits for minutes on an address where nothing answers."""
-    if address == "auto":
-        return
-    if address.startswith("ray://"):
-        raise ClusterError(
-            f"RAY_ADDRESS={address}: the Ray client cannot run training; submit the command to the cluster instead: "
-            "ray job submit --working-dir . -- python -m training.run ..."
-        )
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise ClusterError(f"RAY_ADDRESS={address}: expected host:port, for example 10.0.0.1:6379")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S):
-            pass
-    except OSError as error:
-        raise ClusterError(
-            f"RAY_ADDRESS={address}: nothing answers there ({error.strerror or error}); start the cluster, or unset "
-            "RAY_ADDRESS to run on this machine"
-        ) from error
+def _packages() -> list[str]:
+    root = Path(__file__).resolve().parent.parent
+    return [str(root / name) for name in ("classifier", "cluster", "training", "serving")]
+
+
+def _job_variables() -> dict[str, str]:
+    """What `ray job submit --runtime-env` sets already: Ray refuses to be told twice, even the same value."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    variables: dict[str, str] = (job.get("runtime_env") or {}).get("env_vars") or {}
+    return variables
+
+
+def _capacity(nodes: list[dict[str, Any]], *, cores: int | None) -> "Capacity":
+    """What `ray.nodes()` adds up to; a cluster that runs already announces its cores as CPUs."""
+    from cluster.sizing import Capacity, Node
+
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    machines = tuple(Node(cpus=found.get("CPU", 0.0), gpus=found.get("GPU", 0.0)) for found in alive)
+    cpus = sum(machine.cpus for machine in machines)
+    gpus = sum(machine.gpus for machine in machines)
+    return Capacity(cpus=cpus, gpus=gpus, cores=cpus if cores is None else cores, nodes=machines)

@@ -1,6 +1,6 @@
 """Random changes to training pictures, on the device, a batch at a time.
 
-What changes is drawn with the batch (`batches`), so it depends on seed, epoch and step, and not on the number of workers.
+What changes is drawn with the batch (`batches`): it depends on seed, epoch and step, not on the number of workers.
 """
 
 import torch

@@ -154,8 +154,8 @@ class EvalBatches:
 def steps_of_epoch(pictures: int, *, steps: int, seed: int, epoch: int) -> Sequence[np.ndarray]:
     """The pictures of each step: a new order every epoch, in steps of nearly equal size.
 
-    The first epoch takes them in the order of the split, which is shuffled already: it need not wait for the last block.
-    Steps of equal size, because a short last one would be noise with full weight (and BatchNorm suffers most).
+    The first epoch takes them in the order of the split, shuffled already: it need not wait for the last block.
+    Steps of equal size, because a short last one would be noise with full weight (BatchNorm suffers most).
     """
     order = np.arange(pictures) if epoch == 0 else np.random.default_rng([seed, epoch]).permutation(pictures)
     return np.array_split(order, steps)
@@ -183,7 +183,10 @@ def _batch(
 
 
 def _pinned(batch: Batch) -> Batch:
-    return Batch(*(part.pin_memory() if isinstance(part, Tensor) else part for part in batch))
+    pixels, labels, weights, share, flips, crops, places = batch
+    pinned = (part.pin_memory() for part in (pixels, labels, weights, flips, crops))
+    pixels, labels, weights, flips, crops = pinned
+    return Batch(pixels, labels, weights, share, flips, crops, places)
 
 
 def _prefetched(make: Callable[[int], Batch], steps: int) -> Iterator[Batch]:

@@ -1,6 +1,6 @@
 """The catalog: what every file of a dataset is, which split it is in, or why it is set aside.
 
-Two files in `data/metadata/DS/` hold it: `catalog.parquet`, a row for every file met, and `data_info.yaml`, the summary.
+`data/metadata/DS/` holds it: `catalog.parquet`, a row for every file met, and `data_info.yaml`, the summary.
 """
 
 import hashlib
@@ -121,6 +121,12 @@ def prepare_catalog(
     return catalog
 
 
+def write_info(file: Path, catalog: Catalog) -> None:
+    """Write the summary that `data_info.yaml` is."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(catalog.info(), sort_keys=False))
+
+
 def _unchanged(table: pa.Table) -> dict[Entry, dict[str, Any]]:
     return {
         Entry(row["path"], row["label"], row["size_bytes"], row["modified_ns"], None): row
@@ -146,7 +152,9 @@ def _check(name: str, root: Path, table: pa.Table, *, max_bad_share: float) -> N
     opened = [row for row in rows if row["sha256"] is not None or row["reason"] not in _NOT_OPENED]
     bad = [row for row in opened if row["reason"]]
     if bad and len(bad) > max_bad_share * len(opened):
-        reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(row["reason"] for row in bad).most_common())
+        reasons = ", ".join(
+            f"{count} {reason}" for reason, count in Counter(row["reason"] for row in bad).most_common()
+        )
         raise DatasetError(
             f"{name}: {len(bad)} of {len(opened)} pictures cannot be used ({reasons}; the first is {bad[0]['path']}); at "
             f"most {max_bad_share:.0%} may be bad: mend or remove them, or raise data.max_bad_share"
@@ -219,4 +227,6 @@ def _write(folder: Path, catalog: Catalog, *, listing: str, policy: dict[str, An
         scratch.write_text(yaml.safe_dump(catalog.info() | {"listing": listing, "policy": policy}, sort_keys=False))
         scratch.replace(folder / INFO)
     except OSError as error:
-        raise OutputError(f"{folder} cannot be written: {error.strerror}; set paths.metadata to a folder that can") from error
+        raise OutputError(
+            f"{folder} cannot be written: {error.strerror}; set paths.metadata to a folder that can"
+        ) from error

@@ -111,7 +111,9 @@ class EpochReport(lightning.Callback):
 
 def find_candidates(folder: RunFolder) -> list[Candidate]:
     """Every whole checkpoint that a run has, in order of their epochs; a torn one is passed over."""
-    found = [Candidate(metrics, folder.checkpoints / name) for name, metrics in _read(folder.checkpoints / INDEX).items()]
+    found = [
+        Candidate(metrics, folder.checkpoints / name) for name, metrics in _read(folder.checkpoints / INDEX).items()
+    ]
     for attempt in folder.attempts():
         for file in attempt.glob(f"checkpoint_*/{METRICS}"):
             found.append(Candidate(_read(file), file.parent / CKPT))
@@ -128,7 +130,9 @@ def keep_checkpoints(folder: RunFolder, *, monitor: str, mode: str, save_top_k: 
     if not candidates:
         return
     ranked = sorted(candidates, key=lambda each: rank_key(each.metrics, monitor=monitor, mode=mode), reverse=True)
-    chosen = {checkpoint_name(each.metrics, monitor=monitor): each for each in ranked[:save_top_k]} | {CKPT: candidates[-1]}
+    chosen = {checkpoint_name(each.metrics, monitor=monitor): each for each in ranked[:save_top_k]} | {
+        CKPT: candidates[-1]
+    }
     folder.checkpoints.mkdir(exist_ok=True)
     for name, candidate in chosen.items():
         target = folder.checkpoints / name

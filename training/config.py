@@ -28,7 +28,9 @@ class ModelConfig(Section):
     lr: float = Field(gt=0, le=10, description="learning rate of AdamW")
     weight_decay: float = Field(ge=0, le=1, description="weight decay of AdamW; norms and biases are left out")
     warmup_epochs: float = Field(ge=0, description="epochs over which the learning rate rises to model.lr")
-    schedule: Literal["constant", "cosine"] = Field(description="after the warm-up: constant, or cosine to 0 at max_epochs")
+    schedule: Literal["constant", "cosine"] = Field(
+        description="after the warm-up: constant, or cosine to 0 at max_epochs"
+    )
     label_smoothing: float = Field(ge=0, lt=1, description="share of the target spread over all classes")
     size_px: int | None = Field(ge=8, le=4096, description="side of the input; null for the model's own geometry")
     config: dict[str, Any] | None = Field(
@@ -56,7 +58,9 @@ class DataConfig(Section):
 
     batch_size: int = Field(ge=1, description="pictures in one optimizer step, over all workers together")
     split: SplitConfig
-    max_bad_share: float = Field(ge=0, le=1, description="stop when more than this share of the pictures cannot be read")
+    max_bad_share: float = Field(
+        ge=0, le=1, description="stop when more than this share of the pictures cannot be read"
+    )
     max_pixels: int = Field(ge=1, le=178_956_970, description="a picture that declares more is set aside")
     cache: Literal["auto", "memory", "disk"] = Field(description="where decoded pixels are kept between epochs")
     memory_share: float = Field(gt=0, le=0.8, description="share of Ray's object store that decoded pixels may take")

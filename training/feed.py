@@ -1,7 +1,7 @@
 """The one actor between the driver, Ray Data and the workers.
 
-It decodes each split once, hands the blocks to the workers as they get ready, and carries what little they must agree on:
-how far each is, and at which step all of them stop when the user asks to.
+It decodes each split once, hands the blocks to the workers as they get ready, and carries what they must agree on: how
+far each is, and at which step all of them stop when the user asks to.
 """
 
 import asyncio

@@ -9,6 +9,7 @@ import numpy as np
 
 from classifier.model_folder import write_model
 from classifier.network import Network
+from classifier.onnx_export import export_onnx
 from classifier.preprocess import PreprocessSpec
 from training.batches import EvalBatches
 from training.checkpoint import best_candidate, find_candidates
@@ -27,6 +28,7 @@ def finish(
     *,
     rank: int,
     world_size: int,
+    samples: np.ndarray,
     tell: Callable[[dict[str, Any]], None],
 ) -> None:
     """Score the test split with the best epoch's weights; the first worker writes what comes of it."""
@@ -56,13 +58,18 @@ def finish(
         tensorboard=folder.tensorboard if config.logger.tensorboard else None,
     )
     export(job, spec, network, folder, metrics)
+    tell({"kind": "note", "text": "Writing model.onnx, and comparing its answers."})
+    report = export_onnx(folder.path, samples).onnx
+    if report is not None and not report.kept:
+        tell({"kind": "note", "text": f"No model.onnx in the model folder: {report.reason}"})
 
 
 def export(job: Job, spec: PreprocessSpec, network: Network, folder: RunFolder, metrics: dict[str, Any]) -> None:
     """Write the Hugging Face repository, `classifier.json` and the model card."""
     from training.model_card import write_model_card
 
-    kept = {key: metrics[key] for key in ("accuracy", "macro_f1", "loss", "val_acc", "best_epoch") if key in metrics}
+    names = ("accuracy", "macro_f1", "loss", "val_acc", "best_epoch")
+    kept: dict[str, Any] = {name: metrics[name] for name in names if name in metrics}
     write_model_card(folder, job, metrics)
     write_model(
         folder.path,

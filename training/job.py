@@ -16,7 +16,7 @@ from classifier.preprocess import PreprocessSpec
 from cluster.sizing import Plan
 from training.catalog import Catalog
 from training.checkpoint import find_candidates
-from training.config import DataConfig, TrainConfig
+from training.config import TrainConfig
 from training.feed import Feed, FeedPlan
 from training.loop import Job
 from training.run_folder import RunFolder
@@ -117,7 +117,9 @@ def _shards(
             folder.mkdir(parents=True, exist_ok=True)
         os.utime(base / key)
     except OSError as error:
-        raise OutputError(f"{base} cannot be written: {error.strerror}; set paths.cache to a folder that can") from error
+        raise OutputError(
+            f"{base} cannot be written: {error.strerror}; set paths.cache to a folder that can"
+        ) from error
     return shards
 
 

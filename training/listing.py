@@ -73,14 +73,16 @@ def _below(folder: Path, relative: str, label: str, seen: set[Path]) -> Iterator
     try:
         children = list(os.scandir(folder))
     except OSError as error:
-        raise DatasetError(f"{folder} cannot be read: {error.strerror}; mend its permissions or move it away") from error
+        raise DatasetError(
+            f"{folder} cannot be read: {error.strerror}; mend its permissions or move it away"
+        ) from error
     for child in children:
         path = f"{relative}/{child.name}"
         if child.is_dir():
             yield from _below(folder / child.name, path, label, seen)
         elif child.name.startswith("."):
             yield _entry(child, path, label, HIDDEN)
-        elif os.path.splitext(child.name)[1].lower() not in SUFFIXES:
+        elif Path(child.name).suffix.lower() not in SUFFIXES:
             yield _entry(child, path, label, NO_PICTURE_SUFFIX)
         else:
             yield _entry(child, path, label, None)

@@ -9,6 +9,9 @@ import numpy as np
 from classifier.preprocess import PreprocessSpec
 from training.config import TrainConfig
 
+# Pictures on which the ONNX form of the network must give the same answers.
+_SAMPLES = 32
+
 
 @dataclass(frozen=True)
 class Job:
@@ -65,7 +68,8 @@ def train_loop(options: dict[str, Any]) -> None:
         tick=lambda epoch, step, steps: ray.get(job.feed.tick.remote(rank, epoch, step, steps)),
         **place,
     )
-    validation = EvalBatches(Pixels(job.feed, "val"), job.codes["val"], **place)
+    validation_pixels = Pixels(job.feed, "val")
+    validation = EvalBatches(validation_pixels, job.codes["val"], **place)
     module = ClassifierModule(network, config, steps_per_epoch=len(batches))
 
     def report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
@@ -115,11 +119,14 @@ def train_loop(options: dict[str, Any]) -> None:
     from training.finish import finish
 
     test = EvalBatches(Pixels(job.feed, "test"), job.codes["test"], **place)
-    finish(job, config, spec, module.network, test, folder, rank=rank, world_size=world_size, tell=tell)
+    samples, _ = validation_pixels.rows(np.arange(min(_SAMPLES, len(job.codes["val"]))))
+    finish(
+        job, config, spec, module.network, test, folder, rank=rank, world_size=world_size, samples=samples, tell=tell
+    )
 
 
 def _freeze_unused(network: Any, spec: PreprocessSpec) -> None:
-    """Take parameters that no loss reaches (a masked-image token, a pooler) out of training: DDP would wait for them."""
+    """Take parameters that no loss reaches (a mask token, a pooler) out of training: DDP would wait for them."""
     import torch
 
     network.eval()  # dropped layers must not look unused

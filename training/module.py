@@ -30,7 +30,8 @@ class ClassifierModule(lightning.LightningModule):
 
     def forward(self, pixels: Tensor) -> Tensor:  # uint8 or float [B,3,H,W] in 0..255 -> float32 [B,C]
         """Logits."""
-        return self.network(pixels)
+        logits: Tensor = self.network(pixels)
+        return logits
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """The step's loss: divided so that the mean over workers is the mean over the step's pictures."""
@@ -79,8 +80,9 @@ class ClassifierModule(lightning.LightningModule):
             for module in self.network.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
                     for statistic in (module.running_mean, module.running_var):
+                        assert statistic is not None
                         torch.distributed.all_reduce(statistic)
-                        statistic /= self.trainer.world_size
+                        statistic.div_(self.trainer.world_size)
 
     def epoch_metrics(self) -> dict[str, float]:
         """`train_loss`, `val_loss` and `val_acc` of the epoch that just ended, over all workers' pictures."""

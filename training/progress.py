@@ -68,7 +68,8 @@ class EpochProgress:
             self._seen += 1
             self._show_event(event)
         if status["place"] is not None:
-            self._show_place(*status["place"], status["steps"])
+            epoch, step = status["place"]
+            self._show_place(epoch, step, status["steps"])
 
     def _show_event(self, event: dict[str, Any]) -> None:
         say = self._terminal.say
@@ -81,11 +82,10 @@ class EpochProgress:
                 self._epoch_s = event["seconds"]
                 left = (self._max_epochs - 1 - event["epoch"]) * event["seconds"]
                 is_best = " (best)" if event["best_epoch"] == event["epoch"] else ""
-                say(
-                    f"Epoch {event['epoch']:>3}  train_loss {event['train_loss']:.4f}  val_loss {event['val_loss']:.4f}  "
-                    f"val_acc {event['val_acc']:.4f}{is_best}  best {self._monitor} {event['best']:.4f}  "
-                    f"{event['pictures_per_s']:,.0f} pictures/s  {event['seconds']:.1f} s, at most {duration(left)} left"
-                )
+                losses = f"train_loss {event['train_loss']:.4f}  val_loss {event['val_loss']:.4f}"
+                best = f"val_acc {event['val_acc']:.4f}{is_best}  best {self._monitor} {event['best']:.4f}"
+                speed = f"{event['pictures_per_s']:,.0f} pictures/s  {event['seconds']:.1f} s"
+                say(f"Epoch {event['epoch']:>3}  {losses}  {best}  {speed}, at most {duration(left)} left")
             case "testing":
                 say(f"Scoring {event['pictures']} test pictures with the weights of epoch {event['best_epoch']}.")
             case "note":

@@ -101,6 +101,7 @@ def _run(
     session: "Session",
     terminal: Terminal,
 ) -> int:
+    from training.catalog import INFO, write_info
     from training.checkpoint import keep_checkpoints
     from training.experiment import plan_experiment
     from training.job import plan_job
@@ -109,6 +110,7 @@ def _run(
 
     folder = _open_folder(config)
     write_settings(folder, config)
+    write_info(folder.train_info / INFO, catalog)
     terminal.keep_log_in(folder.log)
     rule = config.callbacks.model_checkpoint
     with plan_job(config, catalog, spec, plan, folder, object_store_bytes=session.object_store_bytes) as job:
@@ -191,8 +193,8 @@ def _close_interrupted(
     load_weights(network, best.file)
     export(job, spec, network, folder, best.metrics | {"best_epoch": best.metrics["epoch"]})
     terminal.say(
-        f"Stopped. The best epoch so far, {best.metrics['epoch']} (val_acc {best.metrics['val_acc']:.4f}), has been saved in "
-        f"the {_shown(folder)} directory; the test split was not scored."
+        f"Stopped. The best epoch so far, {best.metrics['epoch']} (val_acc {best.metrics['val_acc']:.4f}), has been "
+        f"saved in the {_shown(folder)} directory; the test split was not scored."
     )
     _say_how_to_go_on(folder, terminal)
     return EXIT_INTERRUPTED
@@ -219,9 +221,8 @@ def _show_plan(plan: "Plan", catalog: "Catalog", spec: "PreprocessSpec", termina
     device = "a GPU" if plan.use_gpu else "the CPU"
     workers = f"{plan.num_workers} worker{'s' if plan.num_workers > 1 else ''}"
     threads = f"{plan.threads_per_worker} thread{'s' if plan.threads_per_worker > 1 else ''}"
-    terminal.say(
-        f"{workers}, each on {device} with {threads}; pictures of {spec.width_px} x {spec.height_px} pixels. Starting ..."
-    )
+    size = f"{spec.width_px} x {spec.height_px}"
+    terminal.say(f"{workers}, each on {device} with {threads}; pictures of {size} pixels. Starting ...")
 
 
 def _shown(folder: "RunFolder") -> str:

@@ -63,7 +63,9 @@ def make_run_folder(models: Path, *, dataset: str, category: str, now: datetime.
             now += datetime.timedelta(seconds=1)
             continue
         except OSError as error:
-            raise OutputError(f"{path} cannot be made: {error.strerror}; set paths.models to a folder that can") from error
+            raise OutputError(
+                f"{path} cannot be made: {error.strerror}; set paths.models to a folder that can"
+            ) from error
         return RunFolder(path)
 
 

@@ -20,11 +20,15 @@ def read_settings(arguments: Sequence[str]) -> TrainConfig:
     Raises:
         ConfigError: see `cluster.configuration.compose`; or there is no dataset named, or nothing to resume.
     """
-    resume = next((Path(value) for key, _, value in (each.partition("=") for each in arguments) if key == "resume"), None)
+    resume = next(
+        (Path(value) for key, _, value in (each.partition("=") for each in arguments) if key == "resume"), None
+    )
     if resume is not None:
         return compose(TrainConfig, name="train", overrides=arguments, base=_read(resume))
     if not any(argument.startswith("ds=") for argument in arguments):
-        raise ConfigError("ds is not set; expected the name of a dataset, for example ds=EXAMS; --help lists the settings")
+        raise ConfigError(
+            "ds is not set; expected the name of a dataset, for example ds=EXAMS; --help lists the settings"
+        )
     return compose(TrainConfig, name="train", overrides=arguments)
 
 

@@ -1,7 +1,7 @@
 """Class folders -> Ray Data -> blocks of decoded pixels.
 
-Few, large tasks: a task of Ray costs milliseconds, a picture less than two. A block is what one task decodes; it stays in
-the object store, or goes to a file when all of them would not fit there.
+Few, large tasks: a task of Ray costs milliseconds, a picture less than two. A block is what one task decodes; it stays
+in the object store, or goes to a file when all of them would not fit there.
 """
 
 import math

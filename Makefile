@@ -1,0 +1,37 @@
+# `make help` lists the targets. Everything runs in .venv, which `make setup` makes from the pinned versions.
+PYTHON ?= python3.11
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test fix check bench serve drill
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+setup: $(INSTALLED) ## make .venv with the pinned packages
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(INSTALLED) ## train on 1,797 handwritten digits and predict a few; needs no network
+	$(RUN) -m training.digits
+	$(RUN) -m training.run ds=DIGITS model=tiny augment=none data.batch_size=64 trainer.max_epochs=8
+	$(RUN) -m serving.batch md=DIGITS predict.input_dir=data/raw_data/DIGITS/7 predict.output_dir=out/demo
+
+test: $(INSTALLED) ## the whole suite: style, types, layers, tests
+	$(MAKE) --no-print-directory check
+	$(RUN) -m pytest
+
+fix: $(INSTALLED) ## format, and mend what ruff can mend
+	$(RUN) -m ruff format .
+	$(RUN) -m ruff check --fix .
+
+check: $(INSTALLED) ## style, types, layers
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports
