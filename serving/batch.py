@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from classifier.model_folder import Manifest
     from serving.folder import Job
     from serving.report import Report
-    from serving.stages import Outcome, Storage
+    from serving.stages import Outcome
+    from serving.storage import Storage
 
 Format = Literal["json", "jsonl", "csv", "parquet"]
 _ASK_EVERY_S = 0.5

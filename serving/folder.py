@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from classifier.errors import ClassifierError
 from serving.listing import Chunk, list_chunks
-from serving.stages import Answerer, Decoded, Decoder, Outcome, Storage, Writer
+from serving.stages import Answerer, Decoded, Decoder, Outcome, Writer
+from serving.storage import Storage
 
 if TYPE_CHECKING:
     import ray
@@ -147,7 +148,7 @@ def _listing(job: Job, tally: "ActorHandle[Any]") -> "ray.data.Datasource":
             yield _pack(chunk)
         tally.finish.remote()
 
-    class Listing(Datasource):  # type: ignore[misc]
+    class Listing(Datasource):
         """One task that yields chunks while it lists."""
 
         def get_name(self) -> str:

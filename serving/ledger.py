@@ -64,6 +64,7 @@ class Ledger:
 
     @classmethod
     def empty(cls) -> "Ledger":
+        """A ledger in which nothing is done."""
         return cls(np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.int32))
 
     @classmethod

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from classifier.errors import ConfigError
 from classifier.image import SUFFIXES
-from serving.storage import LocalStorage, RemoteStorage
+from serving.bucket import RemoteStorage
+from serving.storage import LocalStorage, Storage
 
 _FIRST_CHUNK = 8
 
@@ -33,7 +34,7 @@ class Chunk(NamedTuple):
     others: int  # files met so far, in the whole listing, that have no picture's suffix
 
 
-def check_input(storage: LocalStorage | RemoteStorage, *, key: str) -> None:
+def check_input(storage: Storage, *, key: str) -> None:
     """Fail early when there is nothing that could be listed.
 
     Raises:
@@ -42,6 +43,7 @@ def check_input(storage: LocalStorage | RemoteStorage, *, key: str) -> None:
     if isinstance(storage, LocalStorage):
         is_folder, exists = os.path.isdir(storage.root), os.path.exists(storage.root)  # noqa: PTH110, PTH112
     else:
+        assert isinstance(storage, RemoteStorage)
         from pyarrow.fs import FileType
 
         try:
@@ -55,7 +57,7 @@ def check_input(storage: LocalStorage | RemoteStorage, *, key: str) -> None:
         raise ConfigError(f"{key}={storage.uri('')} is not a folder; for one picture: file=PATH")
 
 
-def list_chunks(storage: LocalStorage | RemoteStorage, *, size: int) -> Iterator[Chunk]:
+def list_chunks(storage: Storage, *, size: int) -> Iterator[Chunk]:
     """Cut a listing into chunks.
 
     Args:
@@ -75,15 +77,18 @@ def list_chunks(storage: LocalStorage | RemoteStorage, *, size: int) -> Iterator
     yield Chunk(number, found, others)  # the last one may be empty: it carries the final counts
 
 
-def holds_fewer_than(storage: LocalStorage | RemoteStorage, count: int) -> bool:
+def holds_fewer_than(storage: Storage, count: int) -> bool:
     """Whether a listing ends before `count` pictures; stops listing there."""
     pictures = (item for item in list_pictures(storage) if item is not None)
     return sum(1 for _ in itertools.islice(pictures, count)) < count
 
 
-def list_pictures(storage: LocalStorage | RemoteStorage) -> Iterator[Found | None]:
+def list_pictures(storage: Storage) -> Iterator[Found | None]:
     """Every file with a picture's suffix, and a None for every other file."""
-    return _list_local(storage.root) if isinstance(storage, LocalStorage) else _list_remote(storage)
+    if isinstance(storage, LocalStorage):
+        return _list_local(storage.root)
+    assert isinstance(storage, RemoteStorage)
+    return _list_remote(storage)
 
 
 def _list_local(root: str) -> Iterator[Found | None]:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from classifier import errors
 from classifier.model_folder import Manifest
 from serving.record import ModelMark, answer, failure_of, to_bytes, with_seed_keys
-from serving.stages import Storage
+from serving.storage import Storage
 
 Format = Literal["json", "jsonl", "csv", "parquet"]
 _ROWS_AT_A_TIME = 4096

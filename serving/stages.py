@@ -21,12 +21,10 @@ from serving import ledger as ledgers
 from serving.ledger import Ledger
 from serving.listing import Chunk
 from serving.record import ModelMark, answer, failure_of, to_bytes, with_seed_keys
-from serving.storage import LocalStorage, RemoteStorage
+from serving.storage import Storage
 
 if TYPE_CHECKING:
     from classifier.predict import Device
-
-Storage = LocalStorage | RemoteStorage
 
 _NAME_MAX_BYTES = 255  # of nearly every file system
 
@@ -85,6 +83,7 @@ class Decoder:
     writes_json: bool
 
     def __call__(self, chunk: Chunk) -> Decoded:
+        """Never raises for a picture: what is wrong with it stands in its entry."""
         entries = [Entry(found.path, ledgers.path_key(self.source.uri(found.path))) for found in chunk.found]
         readable = []
         for entry, found in zip(entries, chunk.found, strict=True):
@@ -136,6 +135,7 @@ class Answerer:
         self._top_k = top_k
 
     def __call__(self, decoded: Decoded) -> Decoded:
+        """The same entries with predictions, without pixels."""
         from classifier.predict import top
 
         new = [entry for entry in decoded.entries if entry.done is None and entry.error is None]
@@ -159,6 +159,7 @@ class Writer:
     writes_json: bool
 
     def __call__(self, decoded: Decoded) -> Outcome:
+        """Raises OutputError when a result cannot be written."""
         fresh = [entry for entry in decoded.entries if entry.done is None]
         if self.writes_json:
             self.target.write_all((result_name(entry.path), to_bytes(self._record(entry))) for entry in fresh)

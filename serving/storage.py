@@ -8,22 +8,18 @@ import fcntl
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, Protocol
+
+from typing_extensions import override
 
 from classifier import image
-from classifier.errors import BadImage, ConfigError, NotAFile, OutputError, TooManyBytes
-
-if TYPE_CHECKING:
-    from pyarrow.fs import FileSystem
+from classifier.errors import BadImage, ConfigError, OutputError
 
 # What the job keeps beside the results: ledger, files that are being written, lock, log.
 BOOKS = ".batch"
 _SCRATCH = f"{BOOKS}/scratch"
-# A request to a bucket takes tens of milliseconds, nearly all of it waiting.
-_REQUESTS_AT_A_TIME = 16
 
 
 class Storage(Protocol):
@@ -55,17 +51,20 @@ class Storage(Protocol):
 
 
 @dataclass(frozen=True)
-class LocalStorage:
+class LocalStorage(Storage):
     """A folder of this machine, or of a file system that every machine of the cluster has at the same place."""
 
     root: str  # absolute
 
+    @override
     def uri(self, path: str) -> str:
         return os.path.join(self.root, path) if path else self.root  # noqa: PTH118 - called for every picture
 
+    @override
     def read(self, path: str) -> bytes:
         return Path(self.uri(path)).read_bytes()
 
+    @override
     def read_pictures(self, paths: Sequence[str]) -> Iterator[bytes | BadImage]:
         for path in paths:
             try:
@@ -73,6 +72,7 @@ class LocalStorage:
             except BadImage as error:
                 yield error
 
+    @override
     @contextlib.contextmanager
     def writing(self, path: str) -> Iterator[IO[bytes]]:
         target = self.uri(path)
@@ -82,118 +82,40 @@ class LocalStorage:
             with _open_new(scratch) as stream:
                 yield stream
             try:
-                os.replace(scratch, target)
+                os.replace(scratch, target)  # noqa: PTH105 - called for every picture
             except FileNotFoundError:
                 os.makedirs(os.path.dirname(target), exist_ok=True)  # noqa: PTH103, PTH120 - called for every picture
-                os.replace(scratch, target)
+                os.replace(scratch, target)  # noqa: PTH105 - called for every picture
         except OSError as error:
             raise OutputError(f"{target} cannot be written: {error.strerror or error}") from error
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(scratch)  # noqa: PTH108
 
+    @override
     def write_all(self, files: Iterable[tuple[str, bytes]]) -> None:
         for path, data in files:
             with self.writing(path) as stream:
                 stream.write(data)
 
+    @override
     def existing(self, paths: Sequence[str]) -> list[bool]:
         return [os.path.isfile(self.uri(path)) for path in paths]  # noqa: PTH113 - as in uri
 
+    @override
     def names(self, folder: str) -> list[str]:
         with contextlib.suppress(FileNotFoundError):
             return sorted(os.listdir(self.uri(folder)))  # noqa: PTH208
         return []
 
+    @override
     def remove(self, paths: Iterable[str]) -> None:
         for path in paths:
             Path(self.uri(path)).unlink(missing_ok=True)
 
 
-@dataclass(frozen=True)
-class RemoteStorage:
-    """A bucket, or anything else that pyarrow or fsspec reaches by a URL."""
-
-    filesystem: "FileSystem"
-    root: str  # in the filesystem's own form: bucket/prefix
-    url: str  # as the user wrote it, no / at the end
-
-    def uri(self, path: str) -> str:
-        return f"{self.url}/{path}" if path else self.url
-
-    def place(self, path: str) -> str:
-        """A path in the filesystem's own form."""
-        return f"{self.root}/{path}" if path else self.root
-
-    def read(self, path: str) -> bytes:
-        with self.filesystem.open_input_file(self.place(path)) as file:
-            return bytes(file.read())
-
-    def read_pictures(self, paths: Sequence[str]) -> Iterator[bytes | BadImage]:
-        # A window: all pictures of a large chunk at once might not fit in memory.
-        with ThreadPoolExecutor(_REQUESTS_AT_A_TIME) as pool:
-            for start in range(0, len(paths), _REQUESTS_AT_A_TIME):
-                yield from pool.map(self._read_picture, paths[start : start + _REQUESTS_AT_A_TIME])
-
-    @contextlib.contextmanager
-    def writing(self, path: str) -> Iterator[IO[bytes]]:
-        # A bucket shows an object when its upload is complete, so nothing needs to be renamed.
-        place = self.place(path)
-        try:
-            try:
-                stream = self.filesystem.open_output_stream(place)
-            except FileNotFoundError:  # a file system with real folders
-                self.filesystem.create_dir(place.rpartition("/")[0], recursive=True)
-                stream = self.filesystem.open_output_stream(place)
-            try:
-                with stream:
-                    yield stream
-            except BaseException:
-                with contextlib.suppress(Exception):  # closing has completed the upload of what is only a part
-                    self.filesystem.delete_file(place)
-                raise
-        except Exception as error:  # every filesystem of fsspec has errors of its own
-            raise OutputError(f"{self.uri(path)} cannot be written: {_sentence(error)}") from error
-
-    def write_all(self, files: Iterable[tuple[str, bytes]]) -> None:
-        with ThreadPoolExecutor(_REQUESTS_AT_A_TIME) as pool:
-            for _ in pool.map(self._write_one, files):
-                pass
-
-    def existing(self, paths: Sequence[str]) -> list[bool]:
-        return [info.is_file for info in self.filesystem.get_file_info([self.place(path) for path in paths])]
-
-    def names(self, folder: str) -> list[str]:
-        from pyarrow.fs import FileSelector
-
-        infos = self.filesystem.get_file_info(FileSelector(self.place(folder), allow_not_found=True))
-        return sorted(info.base_name for info in infos if info.is_file)
-
-    def remove(self, paths: Iterable[str]) -> None:
-        for path in paths:
-            with contextlib.suppress(FileNotFoundError):
-                self.filesystem.delete_file(self.place(path))
-
-    def _read_picture(self, path: str) -> bytes | BadImage:
-        try:
-            with self.filesystem.open_input_file(self.place(path)) as file:
-                size = file.size()
-                if size > image.MAX_BYTES:
-                    return TooManyBytes(f"{size:,} bytes; at most {image.MAX_BYTES:,} are read")
-                return bytes(file.read())
-        except IsADirectoryError:
-            return NotAFile("a folder, not a file")
-        except Exception as error:  # as in writing
-            return BadImage(f"cannot be read: {_sentence(error)}")
-
-    def _write_one(self, file: tuple[str, bytes]) -> None:
-        path, data = file
-        with self.writing(path) as stream:
-            stream.write(data)
-
-
 @contextlib.contextmanager
-def claimed(storage: LocalStorage | RemoteStorage) -> Iterator[None]:
+def claimed(storage: Storage) -> Iterator[None]:
     """Keep other runs out of a results folder while this one writes there, and clear away what a killed one left.
 
     A bucket has no locks: there it does nothing.
@@ -221,7 +143,7 @@ def claimed(storage: LocalStorage | RemoteStorage) -> Iterator[None]:
         yield
 
 
-def open_storage(place: str, *, key: str) -> LocalStorage | RemoteStorage:
+def open_storage(place: str, *, key: str) -> Storage:
     """Open the storage that a user names.
 
     Args:
@@ -236,27 +158,9 @@ def open_storage(place: str, *, key: str) -> LocalStorage | RemoteStorage:
     scheme, separator, rest = place.partition("://")
     if not separator or scheme == "file":
         return LocalStorage(str(Path(rest if separator else place).expanduser().absolute()))
-    filesystem, root = _open_filesystem(place, scheme, key)
-    return RemoteStorage(filesystem, root.rstrip("/"), place.rstrip("/"))
+    from serving.bucket import open_bucket
 
-
-def _open_filesystem(place: str, scheme: str, key: str) -> tuple[Any, str]:
-    from pyarrow import ArrowException
-    from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
-
-    with contextlib.suppress(ArrowException, NotImplementedError, ValueError):
-        filesystem, root = FileSystem.from_uri(place)
-        return filesystem, root
-    try:
-        import fsspec  # type: ignore[import-untyped]
-
-        driver, root = fsspec.core.url_to_fs(place)
-    except (ImportError, ValueError) as error:
-        raise ConfigError(
-            f"{key}={place}: {scheme}:// cannot be opened ({_sentence(error)}); expected a folder, or a URL that pyarrow "
-            "or an installed fsspec driver knows, such as s3:// or gs://"
-        ) from error
-    return PyFileSystem(FSSpecHandler(driver)), str(root)
+    return open_bucket(place, key=key)
 
 
 def _open_new(path: str) -> IO[bytes]:
@@ -265,7 +169,3 @@ def _open_new(path: str) -> IO[bytes]:
     except FileNotFoundError:
         os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120
         return open(path, "xb")
-
-
-def _sentence(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

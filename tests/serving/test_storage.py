@@ -7,7 +7,8 @@ import pytest
 
 from classifier import image
 from classifier.errors import BadImage, ConfigError, OutputError, TooManyBytes
-from serving.storage import LocalStorage, RemoteStorage, claimed, open_storage
+from serving.bucket import RemoteStorage
+from serving.storage import LocalStorage, claimed, open_storage
 from tests.serving.folders import job, picture
 
 
