@@ -35,7 +35,7 @@ def deploy(args: DeployArgs) -> Application:
     key_digest = read_key_digest(os.environ, args.api_key_file)
     warning = exposure_warning(_host(), has_key=key_digest is not None)
     if warning:
-        _log.warning(warning)
+        _log.warning("Warning: %s", warning)
     return build(args, key_digest=key_digest)
 
 
@@ -59,7 +59,8 @@ def build(args: DeployArgs, *, key_digest: str | None) -> Application:
             target_ongoing_requests=args.target_ongoing_requests,
             upscale_delay_s=args.upscale_delay_s,
             downscale_delay_s=args.downscale_delay_s,
-            look_back_period_s=min(30.0, max(2.0, args.upscale_delay_s)),
+            metrics_interval_s=min(10.0, args.load_window_s / 2),
+            look_back_period_s=args.load_window_s,
         ),
         # The replica itself refuses what is above max_queue, with a sentence; Serve's own limits stand behind it.
         max_ongoing_requests=args.max_queue + 16,

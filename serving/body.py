@@ -1,6 +1,6 @@
 """Reading request bodies: every byte is counted while it arrives."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import NamedTuple
 
 from python_multipart.multipart import parse_options_header
@@ -76,8 +76,7 @@ async def read_uploads(request: Request, *, max_bytes: int, max_files: int) -> l
     finally:
         await form.close()
     if not uploads:
-        error_text = "no file in the form; send one: curl -F file=@a.jpg"
-        raise refused_picture(EmptyImage(error_text))
+        raise refused_picture(EmptyImage("no file in the form; send one: curl -F file=@a.jpg"))
     return uploads
 
 
@@ -87,7 +86,7 @@ def is_form(request: Request) -> bool:
     return kind == b"multipart/form-data"
 
 
-async def _counted(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
+async def _counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
     stated = request.headers.get("content-length", "")
     if stated.isascii() and stated.isdigit() and int(stated) > max_bytes:
         raise refused_picture(_too_many(int(stated), max_bytes))

@@ -92,10 +92,11 @@ def build_api(replica: "Replica") -> FastAPI:
 
     @api.get("/openapi.json", include_in_schema=False)
     async def schema() -> dict[str, object]:
-        return api.openapi()
+        return document
 
     pages.add_to(api)
     _add_handlers(api, desk)
+    document = openapi.document(api)
     return api
 
 
@@ -213,7 +214,7 @@ def _add_handlers(api: FastAPI, desk: Desk) -> None:
 def _read_hf(body: bytes) -> tuple[bytes, HfParameters]:
     """The two forms of Hugging Face's client: bare bytes, or JSON as soon as a parameter is given (with no content
     type, so the first byte decides: no picture format begins with a brace)."""
-    if not body.lstrip()[:1] == b"{":
+    if body.lstrip()[:1] != b"{":
         return body, HfParameters()
     try:
         request = HfRequest.model_validate_json(body)

@@ -2,7 +2,6 @@
 
 import hashlib
 import hmac
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,7 +36,7 @@ def is_right(headers: Mapping[str, str], digest: str) -> bool:
 
 def is_loopback(host: str | None) -> bool:
     """Whether an address can be reached from this machine only."""
-    return host is not None and (host == "localhost" or host == "::1" or host.startswith("127."))
+    return host is not None and (host in ("localhost", "::1") or host.startswith("127."))
 
 
 def exposure_warning(host: str | None, *, has_key: bool) -> str | None:
@@ -45,8 +44,8 @@ def exposure_warning(host: str | None, *, has_key: bool) -> str | None:
     if has_key or is_loopback(host):
         return None
     return (
-        f"Warning: the endpoint listens on {host or os.environ.get('RAY_SERVE_DEFAULT_HTTP_HOST', 'every interface')} and "
-        f"asks for no key: whoever reaches this machine can use it. Set {VARIABLE}, or api_key_file=FILE."
+        f"the endpoint listens on {host or 'every interface'} and asks for no key: whoever reaches this machine can "
+        f"use it; set {VARIABLE}, or api_key_file=FILE"
     )
 
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from fastapi import FastAPI
+
 from serving.problem import MEDIA_TYPE
 from serving.schema import HfRequest, Problem
 
@@ -72,4 +74,9 @@ MODEL: dict[str, Any] = {"summary": "The model that answers", "responses": _prob
 HEALTH: dict[str, Any] = {"summary": "The process runs"}
 READY: dict[str, Any] = {"summary": "A replica has loaded the model and answered a picture"}
 
-COMPONENTS: dict[str, Any] = {"Problem": Problem.model_json_schema()}
+
+def document(api: FastAPI) -> dict[str, Any]:
+    """The whole document, complete and the same for every reader."""
+    whole = api.openapi()
+    whole["components"]["schemas"]["Problem"] = Problem.model_json_schema()
+    return whole

@@ -28,6 +28,7 @@ class DeployArgs(BaseModel):
     )
     upscale_delay_s: float = Field(10, ge=0, description="How long the load must last before a replica is added.")
     downscale_delay_s: float = Field(300, ge=0, description="How long it must be gone before one is removed.")
+    load_window_s: float = Field(20, gt=0, description="The load that counts is the average over this time.")
     # A share below one leaves room on a full machine for the new replicas of a model swap beside the old ones.
     cpus_per_replica: float = Field(0.5, gt=0, description="CPUs reserved; PyTorch gets as many threads, at least one.")
     gpus_per_replica: float = Field(0.25, gt=0, description="Share of a GPU reserved, where device is a GPU.")
@@ -45,7 +46,7 @@ class DeployArgs(BaseModel):
     max_batch_mb: float = Field(100, gt=0, le=4096, description="The largest body of /predict/batch, in MiB.")
     api_key_file: Path | None = Field(
         None,
-        description="A file with the API key; the variable SERVE_API_KEY sets it too. Neither: no key is asked for.",
+        description="A file with the API key; SERVE_API_KEY in the environment does the same. Neither: no key.",
     )
 
     @field_validator("models_dir")
@@ -57,14 +58,16 @@ class DeployArgs(BaseModel):
     def _ordered(self) -> "DeployArgs":
         if self.min_replicas > self.max_replicas:
             raise ValueError(
-                f"min_replicas={self.min_replicas} is above max_replicas={self.max_replicas}; lower one or raise the other"
+                f"min_replicas={self.min_replicas} is above max_replicas={self.max_replicas}; raise max_replicas"
             )
         return self
 
     @property
     def max_upload_bytes(self) -> int:
+        """`max_upload_mb` in bytes."""
         return int(self.max_upload_mb * 1024 * 1024)
 
     @property
     def max_batch_bytes(self) -> int:
+        """`max_batch_mb` in bytes."""
         return int(self.max_batch_mb * 1024 * 1024)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from classifier import image as images
-from classifier.errors import BadImage, BadModelFolder
+from classifier.errors import BadImage, BadModelFolder, TooManyBytes
 from classifier.preprocess import load_pixels
 from serving.options import DeployArgs
 from serving.problem import Refused
@@ -38,6 +38,7 @@ class Settings:
 
     @property
     def threads(self) -> int:
+        """PyTorch's threads in one replica: as many as the CPUs that it reserves."""
         return max(1, int(self.args.cpus_per_replica))
 
 
@@ -126,8 +127,6 @@ class Replica:
     def _load(self, data: bytes) -> tuple[np.ndarray, str | None]:  # uint8 [3,H,W]
         limit = self.settings.args.max_upload_bytes
         if len(data) > limit:
-            from classifier.errors import TooManyBytes
-
             raise TooManyBytes(f"{len(data):,} bytes; at most {limit:,} are read. Send a smaller picture")
         pixels = load_pixels(data, self.predictor.spec)
         return pixels, _note(data, self.predictor.spec.max_pixels)
