@@ -41,16 +41,29 @@ def deploy(args: DeployArgs) -> Application:
 
 def build(args: DeployArgs, *, key_digest: str | None) -> Application:
     """As `deploy`, with a key that was read elsewhere."""
+    return assemble(settle(args, key_digest=key_digest))
+
+
+def settle(args: DeployArgs, *, key_digest: str | None) -> Settings:
+    """Find the model, load and check it, and settle what was left open.
+
+    Raises:
+        BadModelFolder, ClusterError: as `deploy`.
+    """
     folder = find_model(args.model, models_dir=args.models_dir)
     digest = load_model(folder).manifest.digest
-    device = _device(args)
-    settled = args.model_copy(update={"model": str(folder), "device": device})
+    settled = args.model_copy(update={"model": str(folder), "device": _device(args)})
+    return Settings(args=settled, digest=digest, key_digest=key_digest)
+
+
+def assemble(settings: Settings) -> Application:
+    """The application as Serve runs it."""
+    args = settings.args
     resources = {"num_cpus": args.cpus_per_replica}
-    if device == "gpu":
+    if args.device == "gpu":
         resources["num_gpus"] = args.gpus_per_replica
-    ingress = serve.ingress()(Replica)
     deployment = serve.deployment(
-        ingress,
+        serve.ingress()(Replica),
         name=DEPLOYMENT,
         ray_actor_options=resources,
         autoscaling_config=AutoscalingConfig(
@@ -69,7 +82,7 @@ def build(args: DeployArgs, *, key_digest: str | None) -> Application:
         max_surge_percent=100,
         rolling_update_percentage=1.0,
     )
-    return deployment.bind(Settings(args=settled, digest=digest, key_digest=key_digest))
+    return deployment.bind(settings)
 
 
 def _device(args: DeployArgs) -> str:

@@ -3,15 +3,18 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from cluster.configuration import Section
 
 Device = Literal["auto", "cpu", "gpu"]
 
 
-class DeployArgs(BaseModel):
-    """Every setting of the endpoint. Unknown keys are refused; values arrive as text from the command line."""
+class DeployArgs(Section):
+    """Every setting of the endpoint. Unknown keys are refused; values arrive as text from the command line.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    The defaults stand here and not in YAML: Ray Serve hands over what the user gave, and nothing else.
+    """
 
     model: str = Field(
         description="A model folder, or `EXAMS` for the newest model of a dataset, or `EXAMS/category`.", min_length=1

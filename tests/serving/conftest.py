@@ -85,7 +85,7 @@ def pictures_of_every_kind() -> dict[str, bytes]:
     exif[0x0112] = 6
     alpha = base.convert("RGBA")
     alpha.putalpha(Image.linear_gradient("L").resize(base.size))
-    deep = Image.fromarray((np.asarray(base.convert("L")).astype(np.uint16) * 257))
+    deep = Image.fromarray(np.asarray(base.convert("L")).astype(np.uint16) * 257)
     frames = [photo(8), photo(9)]
     return {
         "plain.jpg": encoded(base, "JPEG"),
