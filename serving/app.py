@@ -11,7 +11,7 @@ import os
 import ray
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
 from classifier.errors import ClusterError
 from classifier.model_folder import find_model, load_model
@@ -77,7 +77,8 @@ def assemble(settings: Settings) -> Application:
         ),
         # The replica itself refuses what is above max_queue, with a sentence; Serve's own limits stand behind it.
         max_ongoing_requests=args.max_queue + 16,
-        max_queued_requests=args.max_queue * 2,
+        max_queued_requests=args.max_queue + 64,
+        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
         # A new model's replicas are started, and have answered a picture, before the old ones are stopped.
         max_surge_percent=100,
         rolling_update_percentage=1.0,

@@ -38,12 +38,12 @@ def _bomb(width_px: int, height_px: int) -> bytes:
         (encoded(photo(), "JPEG")[:300], (422, "unreadable")),
         (_bomb(30_000, 30_000), (422, "too_many_pixels")),
         (_bomb(0, 10), (415, "unsupported_format")),
-        (b"BM" + b"\0" * 60, (415, "unsupported_format")),
+        (b"BM" + b"\0" * 60, (422, "unreadable")),
         (b"%PDF-1.7 a.jpg", (415, "unsupported_format")),
         (b'{"url": "http://example.com/a.jpg"}', (415, "unsupported_format")),
         (b"x" * (1024 * 1024 + 1), (413, "too_many_bytes")),
     ],
-    ids=["empty", "truncated", "bomb", "no-header", "zero-size", "pdf", "url", "too-large"],
+    ids=["empty", "truncated", "bomb", "zero-size", "broken-header", "pdf", "url", "too-large"],
 )
 def test_a_bad_body_is_its_senders_error(url: str, body: bytes, expected: tuple[int, str]) -> None:
     """By content, never by name."""
