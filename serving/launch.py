@@ -81,6 +81,7 @@ def set_environment(environment: "os._Environ[str]") -> None:
 
 
 def _serve(application: object, args: LaunchArgs, session: "Session", terminal: Terminal) -> None:
+    import ray
     from ray import serve
 
     serve.start(http_options={"host": args.host, "port": args.port})
@@ -93,6 +94,7 @@ def _serve(application: object, args: LaunchArgs, session: "Session", terminal: 
     terminal.say(f"  page       {where}/")
     terminal.say(f"  predict    curl --data-binary @a.jpg {where}/predict")
     terminal.say(f"  docs       {where}/docs")
+    terminal.say(f"  new model  RAY_ADDRESS={ray.get_runtime_context().gcs_address} python -m serving.swap model=NEW")
     if session.dashboard_url:
         terminal.say(f"  dashboard  {session.dashboard_url}")
     terminal.say("Ctrl-C stops it.")

@@ -65,8 +65,9 @@ def swap(model: str, *, models_dir: Path, app_name: str, timeout_s: float) -> tu
     if new.digest == old.digest:
         return old, new
     deployed = _details()["applications"][app_name]
+    before = _running(app_name)
     _replace(deployed, app_name, new)
-    problem = _wait(app_name, new, timeout_s)
+    problem = _wait(app_name, before, timeout_s)
     if problem is not None:
         _replace(deployed, app_name, old)
         raise ClusterError(f"{model} did not come up, {old.args.model} goes on serving: {problem}")
@@ -115,24 +116,33 @@ def _replace(deployed: dict[str, Any], app_name: str, settings: "Settings") -> N
     _get_global_client().deploy_apps(ServeDeploySchema.model_validate({"applications": configs}), _blocking=False)
 
 
-def _wait(app_name: str, new: "Settings", timeout_s: float) -> str | None:
-    """Wait until only the new model answers; the reason when it does not come to that."""
+def _running(app_name: str) -> set[str]:
+    """The replicas that get requests."""
+    deployments = _details()["applications"][app_name]["deployments"].values()
+    replicas = [replica for deployment in deployments for replica in deployment["replicas"]]
+    return {replica["replica_id"] for replica in replicas if replica["state"] == "RUNNING"}
+
+
+def _wait(app_name: str, before: set[str], timeout_s: float) -> str | None:
+    """Wait until only new replicas get requests; the reason when it does not come to that.
+
+    The old ones may be stopping for a while yet: they finish what they have, and ingresses must hear that they go.
+    """
     from ray import serve
 
     deadline = time.monotonic() + timeout_s
     message = ""
     while time.monotonic() < deadline:
+        running = _running(app_name)
+        if running and not running & before:
+            return None
         status = serve.status().applications[app_name]
         messages = [deployment.message for deployment in status.deployments.values() if deployment.message]
         message = " ".join(" ".join([status.message, *messages]).split())
         if status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
             return message[-400:]
-        if status.status == "RUNNING" and _settings(app_name, timeout_s=timeout_s).digest == new.digest:
-            return None
         time.sleep(_POLL_S)
-    return (
-        f"not after {timeout_s:g} s ({message[-300:] or 'no reason given'}); is there room for it beside the old one?"
-    )
+    return f"not after {timeout_s:g} s ({message[-300:] or 'no reason given'}); is there room for it beside the old one?"
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ function show(card, answer) {
     const [name, share] = item.querySelectorAll("span");
     name.textContent = label;
     share.textContent = percent(probability);
-    item.querySelector(".fill").style.width = percent(probability);
+    item.querySelector(".fill").style.width = `${probability * 100}%`;
     return item;
   });
   card.querySelector(".bars").replaceChildren(...bars);

@@ -15,6 +15,7 @@ from tests.conftest import write_tiny_model
 # Serve's processes read these when Ray starts: load is reported often enough for a test to see replicas come and go.
 os.environ.setdefault("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "0.25")
 os.environ.setdefault("RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "0.25")
+os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")
 
 LABELS = ("cat", "dog", "emu", "fox")
 Deploy = Callable[..., str]
@@ -57,6 +58,14 @@ def deploy(serve_url: str) -> Deploy:
 def url(deploy: Deploy, animals: Path) -> str:
     """The endpoint that most tests talk to."""
     return deploy("/", model=str(animals), max_upload_mb=1, max_batch_files=8, max_batch_mb=2)
+
+
+@pytest.fixture(scope="package")
+def guarded(deploy: Deploy, animals: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An endpoint with a key and room for one request, which a batch holds for a second."""
+    file = tmp_path_factory.mktemp("key") / "key.txt"
+    file.write_text("open sesame\n")
+    return deploy("/guarded", model=str(animals), api_key_file=file, max_queue=1, batch_wait_ms=1000)
 
 
 def free_port() -> int:

@@ -8,15 +8,7 @@ import requests
 
 from classifier.errors import ConfigError
 from serving.key import exposure_warning, is_right, read_key_digest
-from tests.serving.conftest import Deploy, encoded, photo
-
-
-@pytest.fixture(scope="module")
-def guarded(deploy: Deploy, animals: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An endpoint with a key and room for one request, which a batch holds for a second."""
-    file = tmp_path_factory.mktemp("key") / "key.txt"
-    file.write_text("open sesame\n")
-    return deploy("/guarded", model=str(animals), api_key_file=file, max_queue=1, batch_wait_ms=1000)
+from tests.serving.conftest import encoded, photo
 
 
 def test_without_the_key_nothing_but_the_pages_opens(guarded: str) -> None:
