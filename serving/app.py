@@ -36,6 +36,11 @@ def deploy(args: DeployArgs) -> Application:
     warning = exposure_warning(_host(), has_key=key_digest is not None)
     if warning:
         _log.warning("Warning: %s", warning)
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0") != "1":
+        # Serve has read its environment by the time it calls us: too late to switch it on from here.
+        _log.warning(
+            "The faster ingress (HAProxy) is off; `make serve MODEL=%s` serves the same with it on", args.model
+        )
     return build(args, key_digest=key_digest)
 
 
@@ -114,4 +119,6 @@ def _host() -> str:
             return str(_get_global_client().http_config.host)
         except RayServeException:
             pass
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0") == "1":
+        return "0.0.0.0"  # noqa: S104 - what Ray Serve does in this mode, whatever else is set
     return os.environ.get("RAY_SERVE_DEFAULT_HTTP_HOST") or "127.0.0.1"

@@ -39,11 +39,12 @@ def main(arguments: list[str], terminal: Terminal) -> int:
         terminal.say(_help())
         return EXIT_OK
     args = validate(LaunchArgs, read_pairs(arguments))
+    key_digest = _key_digest(args, terminal)
     set_environment(os.environ)
     terminal.say(f"Loading {args.model} ...")
     from serving import app
 
-    application = app.build(_deploy_args(args), key_digest=_key_digest(args, terminal))
+    application = app.build(_deploy_args(args), key_digest=key_digest)
     with ray_session(address=address_from_environment(), admission_cpus=_admission_cpus(args)) as session:
         _serve(application, args, session, terminal)
     return EXIT_OK

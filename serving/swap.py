@@ -142,7 +142,9 @@ def _wait(app_name: str, before: set[str], timeout_s: float) -> str | None:
         if status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
             return message[-400:]
         time.sleep(_POLL_S)
-    return f"not after {timeout_s:g} s ({message[-300:] or 'no reason given'}); is there room for it beside the old one?"
+    return (
+        f"not after {timeout_s:g} s ({message[-300:] or 'no reason given'}); is there room for it beside the old one?"
+    )
 
 
 if __name__ == "__main__":

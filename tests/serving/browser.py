@@ -46,7 +46,9 @@ class Tab:
             if value:
                 return value
             time.sleep(0.05)
-        raise TimeoutError(f"{expression} did not come true; the page shows: {self.evaluate('document.body.innerText')}")
+        raise TimeoutError(
+            f"{expression} did not come true; the page shows: {self.evaluate('document.body.innerText')}"
+        )
 
     def open(self, url: str) -> None:
         for domain in ("Page", "Runtime", "Log", "Network"):

@@ -1,6 +1,7 @@
 """A new model takes over without a gap; one that fails leaves the old one serving."""
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -71,5 +72,47 @@ def test_a_new_model_takes_over_without_a_gap_and_a_bad_one_does_not(
 
 def test_a_swap_of_what_is_not_there_says_what_is(url: str, animals: Path) -> None:
     """A typo in the application's name."""
-    with pytest.raises(ClusterError, match="no such application here; running: .*default"):
+    with pytest.raises(ClusterError, match=r"no such application here; running: .*default"):
         swap(str(animals), models_dir=animals, app_name="defualt", timeout_s=5)
+
+
+def test_an_application_deployed_from_a_file_swaps_too_and_survives_a_bad_model(
+    serve_url: str, animals: Path, tmp_path: Path
+) -> None:
+    """`serve deploy` of a file that names a bad model leaves the old one serving, and its status says why."""
+    from ray import serve
+    from ray.serve.context import _get_global_client
+    from ray.serve.schema import ServeDeploySchema
+
+    def deploy_file(model: Path) -> None:
+        application = {
+            "name": "declared",
+            "route_prefix": "/declared",
+            "import_path": "serving.app:deploy",
+            "args": {"model": str(model), "max_batch_size": 4},
+        }
+        config = ServeDeploySchema.model_validate({"applications": [application]})
+        _get_global_client().deploy_apps(config, _blocking=False)
+
+    def wait_for(status: str) -> str:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            found = serve.status().applications["declared"]
+            if found.status == status:
+                return found.message
+            time.sleep(0.2)
+        raise TimeoutError(str(found))
+
+    def digest() -> str:
+        return str(requests.get(f"{serve_url}/declared/model", timeout=10).json()["digest"])
+
+    deploy_file(animals)
+    wait_for("RUNNING")
+    newer = write_tiny_model(tmp_path / "newer", labels=LABELS, seed=5)
+    swap(str(newer), models_dir=tmp_path, app_name="declared", timeout_s=60)
+    assert digest() == read_manifest(newer).digest
+    wait_for("RUNNING")
+
+    deploy_file(tmp_path / "absent")
+    assert "neither a model folder nor a dataset" in wait_for("DEPLOY_FAILED")
+    assert digest() == read_manifest(newer).digest
