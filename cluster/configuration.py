@@ -194,7 +194,8 @@ def _hydra_sentence(error: Exception) -> str:
 
 
 def _pydantic_sentence(error: ValidationError, keys: list[str]) -> str:
-    first = error.errors()[0]
+    # A mistyped key is reported twice, as unknown and as missing; only the first helps.
+    first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"] if not _is_union_tag(part))
     match first["type"]:
         case "extra_forbidden":
