@@ -148,8 +148,6 @@ def load_model(folder: Path) -> ModelFolder:
     """
     from classifier.network import Network, read_backbone
 
-    from classifier.network import Network  # torch: whoever only reads a manifest does without
-
     folder = folder.resolve()
     manifest = read_manifest(folder)
     for file in dict.fromkeys((*_COVERED, *manifest.files)):

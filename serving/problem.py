@@ -11,7 +11,7 @@ from serving.schema import Problem
 MEDIA_TYPE = "application/problem+json"
 
 
-class Refused(Exception):  # noqa: N818 - named for what happened, as in classifier.errors
+class Refused(Exception):
     """A request that is answered with a problem document."""
 
     def __init__(self, status: int, reason: str, detail: str, headers: Mapping[str, str] | None = None) -> None:
