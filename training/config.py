@@ -32,6 +32,9 @@ class ModelConfig(Section):
         description="after the warm-up: constant, or cosine to 0 at max_epochs"
     )
     label_smoothing: float = Field(ge=0, lt=1, description="share of the target spread over all classes")
+    average_decay: float | None = Field(
+        gt=0, lt=1, description="of the moving average of the weights that is validated and kept; null for none"
+    )
     size_px: int | None = Field(ge=8, le=4096, description="side of the input; null for the model's own geometry")
     config: dict[str, Any] | None = Field(
         description="a Hugging Face config (model_type and its fields) for random weights instead of model_name"

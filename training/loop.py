@@ -95,7 +95,7 @@ def train_loop(options: dict[str, Any]) -> None:
         precision=_precision(config, on_gpu=on_gpu),
         gradient_clip_val=config.trainer.gradient_clip,
         logger=_logger(config, folder) if rank == 0 else False,
-        callbacks=[epochs],
+        callbacks=[*_averaging(config), epochs],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -137,6 +137,14 @@ def _freeze_unused(network: Any, spec: PreprocessSpec) -> None:
             parameter.requires_grad_(requires_grad=False)
         parameter.grad = None
     network.train()
+
+
+def _averaging(config: TrainConfig) -> list[Any]:
+    if config.model.average_decay is None:
+        return []
+    from training.averaging import WarmedUpAverage
+
+    return [WarmedUpAverage(decay=config.model.average_decay)]
 
 
 def _precision(config: TrainConfig, *, on_gpu: bool) -> Any:
