@@ -6,6 +6,7 @@ imports neither torch nor transformers: a process that answers with ONNX Runtime
 
 import hashlib
 import json
+import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,6 +178,8 @@ def check_file(folder: Path, file: str, manifest: Manifest) -> None:
     if Path(file).name != file:
         raise BadModelFolder(f"{folder / MANIFEST} names {file}, which lies outside the folder")
     try:
+        if not stat.S_ISREG((folder / file).stat().st_mode):  # a FIFO would be waited on for ever
+            raise BadModelFolder(f"{folder / file} is not a file; copy the whole model folder again")
         found = sha256(folder / file)
     except OSError as error:
         raise BadModelFolder(
@@ -201,7 +204,8 @@ def find_model(model: str, *, models_dir: Path) -> Path:
     """Find the model folder that a user means.
 
     Args:
-        model: a folder, or `EXAMS` for the newest model of a dataset, or `EXAMS/category` for the newest of a category.
+        model: a model folder; or `EXAMS` for the newest model of a dataset, `EXAMS/category` for the newest of a
+            category, also as `models/EXAMS/category`.
         models_dir: where models are kept, `models`.
 
     Raises:
@@ -211,18 +215,34 @@ def find_model(model: str, *, models_dir: Path) -> Path:
         raise BadModelFolder(
             f"no model named; set it to a model folder or to one of: {_datasets_with_models(models_dir)}"
         )
-    folder = Path(model).expanduser()
-    if (folder / MANIFEST).is_file():
-        return folder.resolve()
-    parts = Path(model).parts
-    if len(parts) <= 2 and ".." not in parts and not folder.is_absolute():
-        pattern = "*/*/" if len(parts) == 2 else "*/*/*/"
-        found = [file.parent for file in (models_dir / model).glob(pattern + MANIFEST)]
-        if found:
-            # DATE/TIME sort by name; the category in front of them must not count
-            return max(found, key=lambda folder: folder.parts[-2:]).resolve()
-    what = "has no finished model in it" if folder.is_dir() else "is neither a model folder nor a dataset with a model"
-    raise BadModelFolder(f"{model} {what}; datasets with models in {models_dir}: {_datasets_with_models(models_dir)}")
+    what = "is neither a model folder nor a dataset with a model"
+    try:
+        folder = Path(model).expanduser()
+        if (folder / MANIFEST).is_file():
+            return folder.resolve()
+        if found := _newest_below(folder, models_dir):
+            return found.resolve()
+        if folder.is_dir():
+            what = "has no finished model in it"
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, of an unknown user, with a null byte
+        what = f"cannot be a folder: {getattr(error, 'strerror', None) or error}"
+    shown = model if len(model) <= 200 else f"{model[:200]}..."
+    raise BadModelFolder(f"{shown!r} {what}; datasets with models in {models_dir}: {_datasets_with_models(models_dir)}")
+
+
+def _newest_below(folder: Path, models_dir: Path) -> Path | None:
+    """The newest model of a dataset, category or day, named with or without the models folder in front."""
+    root = models_dir.resolve()
+    for place in (root / folder, folder.resolve()):
+        if ".." in folder.parts or not place.is_relative_to(root):
+            continue
+        depth = len(place.relative_to(root).parts)  # DATASET/CATEGORY/DATE/TIME
+        if 1 <= depth <= 3:
+            found = [file.parent for file in place.glob("*/" * (4 - depth) + MANIFEST)]
+            if found:
+                # DATE/TIME sort by name; the category in front of them must not count
+                return max(found, key=lambda folder: folder.parts[-2:])
+    return None
 
 
 def _datasets_with_models(models_dir: Path) -> str:

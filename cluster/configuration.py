@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -41,6 +41,7 @@ def compose(
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     keys = list(leaf_keys(schema))
     try:
@@ -48,7 +49,7 @@ def compose(
             quoted = [_quoted(override, schema, keys) for override in overrides]
             composed = hydra_compose(name, overrides=quoted) if base is None else _overridden(base, quoted)
             plain = OmegaConf.to_container(composed, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(_hydra_sentence(error)) from error
     return validate(schema, plain)
 
@@ -118,25 +119,24 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _is_text(schema: type[BaseModel], key: str) -> bool:
-    """Whether a dotted key holds free text, or a path."""
+def _kinds(schema: type[BaseModel], key: str) -> set[Any]:
+    """The types that the value of a dotted key may have, None left out; empty where a part of the key is no section."""
     *sections, field = key.split(".")
     for section in sections:
         info = schema.model_fields.get(section)
         inner = _section_of(info.annotation) if info else None
         if inner is None:
-            return False
+            return set()
         schema = inner
     info = schema.model_fields.get(field)
     if info is None:
-        return False
-    kinds = set(get_args(info.annotation)) - {type(None)} or {info.annotation}
-    return kinds <= {str, Path}
+        return set()
+    return set(get_args(info.annotation)) - {type(None)} or {info.annotation}
 
 
 def _quoted(override: str, schema: type[BaseModel], keys: list[str]) -> str:
     """Check an override's form and key, and quote free text, so that `file=photo (1).jpg` is taken as it stands."""
-    if "=" not in override:
+    if "=" not in override[1:]:
         raise ConfigError(f"{override}: expected key=value, for example ds=EXAMS; --help lists the keys")
     key, _, value = override.partition("=")
     bare = key.lstrip("+~")
@@ -149,10 +149,21 @@ def _quoted(override: str, schema: type[BaseModel], keys: list[str]) -> str:
     known = bare in keys or any(bare.startswith(f"{free}.") or free.startswith(f"{bare}.") for free in keys)
     if not known:
         raise ConfigError(_unknown(bare, keys + sorted(groups)))
-    if _is_text(schema, bare) and value not in ("null", "") and value[:1] not in "'\"":
-        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-        return f"{key}='{escaped}'"
+    kinds = _kinds(schema, bare)
+    if any(get_origin(kind) is dict for kind in kinds) and key == bare:
+        return f"++{override}"  # free-form: its own keys are nobody's to know
+    if kinds and kinds <= {str, Path} and value not in ("null", "") and value[:1] not in "'\"":
+        return f"{key}='{_escaped(value)}'"
     return override
+
+
+def _escaped(text: str) -> str:
+    """Text that comes out of Hydra's quotes, and of OmegaConf's `${...}`, as it went in.
+
+    Source: https://hydra.cc/docs/advanced/override_grammar/basic (a backslash counts before a quote only).
+    """
+    text = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", text)
+    return re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
 
 
 def _unknown(key: str, keys: list[str]) -> str:
@@ -164,7 +175,7 @@ def _unknown(key: str, keys: list[str]) -> str:
 
 def _hydra_sentence(error: Exception) -> str:
     text = re.sub(r"\s+", " ", str(error)).strip()
-    return f"the command line cannot be read: {text[:300]}"
+    return f"the settings cannot be read: {text[:300]}"
 
 
 def _pydantic_sentence(error: ValidationError, keys: list[str]) -> str:

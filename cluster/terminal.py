@@ -14,6 +14,9 @@ from rich.console import Console
 
 from classifier.errors import ClassifierError, Interrupted
 
+# What a terminal obeys, shown as what it is: \x1b could clear the screen.
+_SHOWN = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_SOME_UNREADABLE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
 
@@ -33,7 +36,8 @@ class Terminal:
         is_terminal = os.isatty(self._stdout)
         self.out = os.fdopen(os.dup(self._stdout), "w", buffering=1, encoding="utf-8", errors="replace")
         # A pipe or a file has no width: 80 columns would fold paths that people copy.
-        self.console = Console(file=self.out, width=None if is_terminal else 160, highlight=False, soft_wrap=True)
+        width = None if is_terminal else 160
+        self.console = Console(file=self.out, width=width, highlight=False, soft_wrap=True, emoji=False)
 
     @property
     def is_interactive(self) -> bool:
@@ -46,8 +50,8 @@ class Terminal:
         return self._log
 
     def say(self, text: str = "") -> None:
-        """Print a line. Markup in brackets is not interpreted: it may be somebody's file name."""
-        self.console.print(text, markup=False)
+        """Print a line. Nothing in it is interpreted, neither markup nor control codes: it may hold a file's name."""
+        self.console.print(text.translate(_SHOWN), markup=False)
 
     def keep_log_in(self, file: Path) -> None:
         """Move the log to its place, once there is one; what was written so far goes along."""

@@ -8,6 +8,8 @@ import pytest
 
 # Nothing in the suite may reach for the hub; the tests that need it to fail rely on that.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Tiny networks: a second thread gains nothing, and on a busy machine waiting for it costs minutes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
