@@ -100,6 +100,21 @@ def help_rows(schema: type[BaseModel], plain: dict[str, Any], prefix: str = "") 
             yield from help_rows(section, value if isinstance(value, dict) else {}, f"{prefix}{field}.")
 
 
+def help_text(schema: type[BaseModel], *, name: str, about: str) -> str:
+    """What `--help` prints: what the command does, and every key with its default and what it means.
+
+    Args:
+        schema: the command's configuration.
+        name: its file in `configs/`, without suffix.
+        about: usage and examples, some lines.
+    """
+    rows = list(help_rows(schema, defaults(name)))
+    key_width = max(len(key) for key, _, _ in rows)
+    value_width = min(24, max(len(value) for _, value, _ in rows))
+    lines = [f"  {key:<{key_width}}  {value:<{value_width}}  {meaning}".rstrip() for key, value, meaning in rows]
+    return "\n".join([about.strip(), "", f"Settings (key=value; defaults from configs/{name}.yaml):", *lines])
+
+
 def defaults(name: str) -> dict[str, Any]:
     """The plain content of `configs/NAME.yaml` with its default groups, nothing overridden or validated."""
     from hydra import compose as hydra_compose
@@ -179,7 +194,8 @@ def _hydra_sentence(error: Exception) -> str:
 
 
 def _pydantic_sentence(error: ValidationError, keys: list[str]) -> str:
-    first = error.errors()[0]
+    # A mistyped key is reported twice, as unknown and as missing; only the first helps.
+    first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"] if not _is_union_tag(part))
     match first["type"]:
         case "extra_forbidden":
