@@ -91,17 +91,16 @@ def plan_training(capacity: Capacity, *, num_workers: Workers, device: Device) -
     Raises:
         ClusterError: it can never fit; says what was asked for and what there is.
     """
-    gpus = sum(int(node.gpus) for node in capacity.machines)  # a worker's GPU is a whole one
+    gpus = sum(int(node.gpus) for node in capacity.machines)  # whole ones, where a worker also finds a CPU
     if device == "gpu" and gpus < 1:
-        raise ClusterError(f"trainer=gpu, but the cluster has {capacity.gpus:g} GPUs; set trainer=cpu or trainer=auto")
+        raise ClusterError(f"trainer=gpu, but the cluster has {gpus} GPUs; set trainer=cpu or trainer=auto")
     use_gpu = device != "cpu" and gpus >= 1
     wanted = (gpus if use_gpu else len(capacity.machines)) if num_workers == "auto" else num_workers
     if wanted < 1:
         raise ClusterError(f"num_workers={num_workers}: expected a whole number from 1, or auto")
     if use_gpu and wanted > gpus:
         raise ClusterError(
-            f"num_workers={wanted} needs {wanted} GPUs, the cluster has {capacity.gpus:g}; set num_workers={gpus} "
-            "or trainer=cpu"
+            f"num_workers={wanted} needs {wanted} GPUs, the cluster has {gpus}; set num_workers={gpus} or trainer=cpu"
         )
     share = _worker_share(capacity, wanted, use_gpu=use_gpu)
     if share is None:

@@ -130,6 +130,14 @@ def test_gpus_that_are_not_there_are_named() -> None:
         plan_training(Capacity(cpus=4, gpus=2, cores=4), num_workers=4, device="auto")
 
 
+def test_a_gpu_on_a_machine_without_cpus_is_none() -> None:
+    """A worker needs both on one machine; half a GPU is none either."""
+    apart = Capacity(cpus=4, gpus=2.5, cores=4, nodes=(Node(4, 0.5), Node(0, 2)))
+    assert plan_training(apart, num_workers="auto", device="auto").use_gpu is False
+    with pytest.raises(ClusterError, match="the cluster has 0 GPUs"):
+        plan_training(apart, num_workers="auto", device="gpu")
+
+
 def test_the_number_in_does_not_fit_is_one_that_fits() -> None:
     """What the message proposes works, and one more does not."""
     capacity = Capacity(cpus=2, gpus=0, cores=2)

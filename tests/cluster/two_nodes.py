@@ -42,12 +42,16 @@ class TwoNodes:
 
 
 def processes_of(folder: Path) -> list[str]:
-    """Command lines that name a folder: every process of a Ray that lives there does."""
+    """Command lines of the processes of a Ray that lives in a folder.
+
+    Its servers name the folder in their command line; workers change theirs to `ray::NAME`, but write their logs there.
+    """
     found = []
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error, OSError):
             line = shlex.join(process.cmdline())
-            if str(folder) in line and process.pid != os.getpid():
+            files = [] if str(folder) in line else [file.path for file in process.open_files()]
+            if process.pid != os.getpid() and any(str(folder) in text for text in (line, *files)):
                 found.append(line)
     return found
 
