@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -100,6 +100,21 @@ def help_rows(schema: type[BaseModel], plain: dict[str, Any], prefix: str = "") 
             yield from help_rows(section, value if isinstance(value, dict) else {}, f"{prefix}{field}.")
 
 
+def help_text(schema: type[BaseModel], *, name: str, about: str) -> str:
+    """What `--help` prints: what the command does, and every key with its default and what it means.
+
+    Args:
+        schema: the command's configuration.
+        name: its file in `configs/`, without suffix.
+        about: usage and examples, some lines.
+    """
+    rows = list(help_rows(schema, defaults(name)))
+    key_width = max(len(key) for key, _, _ in rows)
+    value_width = min(24, max(len(value) for _, value, _ in rows))
+    lines = [f"  {key:<{key_width}}  {value:<{value_width}}  {meaning}".rstrip() for key, value, meaning in rows]
+    return "\n".join([about.strip(), "", f"Settings (key=value; defaults from configs/{name}.yaml):", *lines])
+
+
 def defaults(name: str) -> dict[str, Any]:
     """The plain content of `configs/NAME.yaml` with its default groups, nothing overridden or validated."""
     from hydra import compose as hydra_compose
@@ -119,20 +134,19 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _is_text(schema: type[BaseModel], key: str) -> bool:
-    """Whether a dotted key holds free text, or a path."""
+def _kinds(schema: type[BaseModel], key: str) -> set[Any]:
+    """The types that the value of a dotted key may have, None left out; empty where a part of the key is no section."""
     *sections, field = key.split(".")
     for section in sections:
         info = schema.model_fields.get(section)
         inner = _section_of(info.annotation) if info else None
         if inner is None:
-            return False
+            return set()
         schema = inner
     info = schema.model_fields.get(field)
     if info is None:
-        return False
-    kinds = set(get_args(info.annotation)) - {type(None)} or {info.annotation}
-    return kinds <= {str, Path}
+        return set()
+    return set(get_args(info.annotation)) - {type(None)} or {info.annotation}
 
 
 def _quoted(override: str, schema: type[BaseModel], keys: list[str]) -> str:
@@ -150,7 +164,10 @@ def _quoted(override: str, schema: type[BaseModel], keys: list[str]) -> str:
     known = bare in keys or any(bare.startswith(f"{free}.") or free.startswith(f"{bare}.") for free in keys)
     if not known:
         raise ConfigError(_unknown(bare, keys + sorted(groups)))
-    if _is_text(schema, bare) and value not in ("null", "") and value[:1] not in "'\"":
+    kinds = _kinds(schema, bare)
+    if any(get_origin(kind) is dict for kind in kinds) and key == bare:
+        return f"++{override}"  # free-form: its own keys are nobody's to know
+    if kinds and kinds <= {str, Path} and value not in ("null", "") and value[:1] not in "'\"":
         return f"{key}='{_escaped(value)}'"
     return override
 
@@ -177,7 +194,8 @@ def _hydra_sentence(error: Exception) -> str:
 
 
 def _pydantic_sentence(error: ValidationError, keys: list[str]) -> str:
-    first = error.errors()[0]
+    # A mistyped key is reported twice, as unknown and as missing; only the first helps.
+    first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"] if not _is_union_tag(part))
     match first["type"]:
         case "extra_forbidden":

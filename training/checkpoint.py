@@ -60,9 +60,9 @@ class EpochReport(lightning.Callback):
         self._trained_s = 0.0
 
     @property
-    def history(self) -> list[dict[str, Any]]:
-        """A row for every epoch so far, those before a resume included."""
-        return self._history
+    def epoch(self) -> int:
+        """The epoch under way, counted over resumes; Lightning's own count lags behind after one."""
+        return len(self._history)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
@@ -74,7 +74,7 @@ class EpochReport(lightning.Callback):
         if self._stopper and state_dict["stopper"]:
             self._stopper.load_state(state_dict["stopper"])
 
-    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Start the clock."""
         self._started_s = time.monotonic()
 
@@ -85,7 +85,7 @@ class EpochReport(lightning.Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Report, keep a checkpoint, decide whether to stop."""
         assert isinstance(pl_module, ClassifierModule)
-        row: dict[str, Any] = {"epoch": trainer.current_epoch, **pl_module.epoch_metrics()}
+        row: dict[str, Any] = {"epoch": self.epoch, **pl_module.take_epoch_metrics()}
         row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         row["seconds"] = round(time.monotonic() - self._started_s, 3)
         row["pictures_per_s"] = round(self._pictures / max(1e-9, self._trained_s), 1)
@@ -105,6 +105,7 @@ class EpochReport(lightning.Callback):
                     curves = {key: row[key] for key in ("train_loss", "val_loss", "val_acc", "lr")}
                     trainer.logger.log_metrics(curves, step=row["epoch"])
             self._report(metrics, Path(scratch) if trainer.is_global_zero else None)
+        self._started_s = time.monotonic()
         if trainer.is_global_zero:
             self._tell({"kind": "epoch", **row, "best_epoch": best["epoch"], "best": best[rule.monitor]})
 

@@ -55,7 +55,7 @@ def plan_job(
     feed.start.remote()
     try:
         yield Job(
-            config=config.model_dump(mode="json"),
+            config=_with_whole_paths(config).model_dump(mode="json"),
             spec=spec.model_dump(mode="json"),
             labels=catalog.labels,
             codes=codes,
@@ -69,6 +69,14 @@ def plan_job(
         )
     finally:
         ray.kill(feed)
+
+
+def _with_whole_paths(config: TrainConfig) -> TrainConfig:
+    """A relative model folder means the one where the command was typed, not one in a worker's working directory."""
+    folder = Path(config.model.model_name).expanduser()
+    if config.model.config is not None or not folder.is_dir():
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"model_name": str(folder.absolute())})})
 
 
 def _in_order(catalog: Catalog, *, seed: int) -> tuple[dict[str, list[str]], dict[str, np.ndarray]]:

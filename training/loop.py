@@ -59,12 +59,12 @@ def train_loop(options: dict[str, Any]) -> None:
 
     on_gpu = torch.cuda.is_available() and config.trainer.device != "cpu"
     place = {"rank": rank, "world_size": world_size, "batch_size": config.data.batch_size, "pin": on_gpu}
-    module: ClassifierModule
+    epochs: EpochReport
     batches = TrainBatches(
         Pixels(job.feed, "train"),
         job.codes["train"],
         seed=config.seed,
-        epoch=lambda: module.current_epoch,
+        epoch=lambda: epochs.epoch,
         tick=lambda epoch, step, steps: ray.get(job.feed.tick.remote(rank, epoch, step, steps)),
         **place,
     )

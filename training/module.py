@@ -26,7 +26,7 @@ class ClassifierModule(lightning.LightningModule):
         self.network = network
         self._config = config
         self._steps_per_epoch = steps_per_epoch
-        self._sums = {"train": torch.zeros(3), "val": torch.zeros(3)}  # loss, correct, pictures
+        self._sums: dict[str, Tensor] = {}  # stage -> loss, correct, pictures of the epoch so far
 
     def forward(self, pixels: Tensor) -> Tensor:  # uint8 or float [B,3,H,W] in 0..255 -> float32 [B,C]
         """Logits."""
@@ -69,13 +69,8 @@ class ClassifierModule(lightning.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def on_train_epoch_start(self) -> None:
-        """A new epoch's sums start at zero."""
-        self._sums["train"] = torch.zeros(3, device=self.device)
-
     def on_validation_epoch_start(self) -> None:
         """Evaluate one network: each worker's BatchNorm has seen other pictures, so their statistics are averaged."""
-        self._sums["val"] = torch.zeros(3, device=self.device)
         if self.trainer.world_size > 1:
             for module in self.network.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
@@ -84,9 +79,12 @@ class ClassifierModule(lightning.LightningModule):
                         torch.distributed.all_reduce(statistic)
                         statistic.div_(self.trainer.world_size)
 
-    def epoch_metrics(self) -> dict[str, float]:
-        """`train_loss`, `val_loss` and `val_acc` of the epoch that just ended, over all workers' pictures."""
-        sums = torch.stack([self._sums["train"], self._sums["val"]]).double()
+    def take_epoch_metrics(self) -> dict[str, float]:
+        """`train_loss`, `val_loss` and `val_acc` of the epoch that just ended, over all workers' pictures.
+
+        The sums start anew with this: after a resume Lightning does not call the hooks at an epoch's start.
+        """
+        sums = torch.stack([self._sums.pop("train"), self._sums.pop("val")]).double()
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(sums)
         (train_loss, _, trained), (val_loss, correct, validated) = sums.tolist()
@@ -98,4 +96,5 @@ class ClassifierModule(lightning.LightningModule):
 
     def _add(self, stage: str, losses: Tensor, logits: Tensor, batch: Batch) -> None:
         correct = (logits.argmax(1) == batch.labels).float() * batch.weights
-        self._sums[stage] += torch.stack([(losses * batch.weights).sum(), correct.sum(), batch.weights.sum()])
+        sums = torch.stack([(losses * batch.weights).sum(), correct.sum(), batch.weights.sum()])
+        self._sums[stage] = self._sums[stage] + sums if stage in self._sums else sums

@@ -30,6 +30,19 @@ if TYPE_CHECKING:
 # After Ctrl-C: the steps under way end, nothing else. Longer than that and something hangs.
 _STOP_TIMEOUT_S = 180.0
 
+_ABOUT = """
+python -m training.run ds=DATASET [key=value ...]
+
+  python -m training.run ds=EXAMS                            data/raw_data/EXAMS/<class>/** -> models/EXAMS/default/DATE/TIME
+  python -m training.run ds=EXAMS num_workers=4 model.lr=5e-5 trainer.max_epochs=20 category=slow
+  python -m training.run ds=DIGITS model=tiny augment=none   settings by the file: configs/model/tiny.yaml, ...
+  python -m training.run resume=models/EXAMS/default/DATE/TIME
+
+Settings by the file: trainer=auto|cpu|gpu, model=default|tiny, augment=default|none, logger=tensorboard|none.
+RAY_ADDRESS=host:port in the environment joins a Ray cluster; without it Ray is started on this machine.
+Exit code: 0 the model is saved, 2 a setting or the dataset is wrong, 130 interrupted, 1 a failure (the log is named).
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train a classifier; returns the exit code."""
@@ -232,15 +245,10 @@ def _shown(folder: "RunFolder") -> str:
 
 
 def _show_help(terminal: Terminal) -> int:
-    from cluster.configuration import defaults, help_rows
+    from cluster.configuration import help_text
     from training.config import TrainConfig
 
-    terminal.say("Train an image classifier from data/raw_data/DS/<class>/<picture>.\n")
-    terminal.say("  python -m training.run ds=EXAMS num_workers=4\n\nSettings (key=default: what it does):\n")
-    for key, default, meaning in help_rows(TrainConfig, defaults("train")):
-        terminal.say(f"  {key}={default}\n      {meaning}")
-    terminal.say("\nGroups (files in configs/): trainer=auto|cpu|gpu, model=default|tiny, augment=default|none,")
-    terminal.say("logger=tensorboard|none. Ray: RAY_ADDRESS=host:port joins a cluster.")
+    terminal.say(help_text(TrainConfig, name="train", about=_ABOUT))
     return EXIT_OK
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 
@@ -17,15 +18,15 @@ def compose() -> Plain:
 
 
 @pytest.mark.parametrize("file", [COMPOSE, *OVERLAYS], ids=lambda file: file.name)
-def test_each_file_follows_the_compose_specification(file: object) -> None:
+def test_each_file_follows_the_compose_specification(file: Path) -> None:
     """By itself, as far as a part of a whole can."""
-    check_compose(load_compose(file))  # type: ignore[arg-type]
+    check_compose(load_compose(file))
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda file: file.name)
-def test_what_is_laid_over_follows_it_too_and_keeps_what_is_under_it(compose: Plain, overlay: object) -> None:
+def test_what_is_laid_over_follows_it_too_and_keeps_what_is_under_it(compose: Plain, overlay: Path) -> None:
     """Both files together are valid, and no service loses its token, its user or its limits."""
-    both = overlaid(compose, load_compose(overlay))  # type: ignore[arg-type]
+    both = overlaid(compose, load_compose(overlay))
     check_compose(both)
     for name in NODES:
         for key in ("user", "cap_drop", "security_opt", "shm_size", "volumes"):
@@ -76,6 +77,16 @@ def test_nothing_is_published_beyond_this_machine_unless_it_is_asked_for(compose
     assert sorted(published) == ["127.0.0.1:6006:6006", "127.0.0.1:8000:8000", "127.0.0.1:8265:8265"]
     asked = load_compose(COMPOSE, {"SERVE_HOST": "0.0.0.0"})["services"]["head"]["ports"]
     assert sorted(set(asked) - set(published)) == ["0.0.0.0:8000:8000"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda file: file.name)
+def test_nothing_that_is_laid_over_is_public_either(overlay: Path) -> None:
+    """Prometheus and Grafana show names of datasets and ask for no token."""
+    for service in load_compose(overlay)["services"].values():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+        for volume in service.get("volumes", []):
+            source = volume.partition(":")[0]
+            assert not source.startswith("./") or (ROOT / source).exists(), volume
 
 
 def test_every_container_holds_the_token_and_none_is_root(compose: Plain) -> None:

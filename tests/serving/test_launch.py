@@ -1,0 +1,129 @@
+"""The commands, as a user types them: `make serve` and `serve run`."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.serving.conftest import encoded, free_port, photo
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+@contextmanager
+def _running(command: list[str], log: Path, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    # An own Ray, whatever else runs on this machine.
+    environment = {**os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": str(_ROOT), **variables}
+    with log.open("w") as out:
+        process = subprocess.Popen(command, cwd=_ROOT, env=environment, stdout=out, stderr=out, text=True)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _wait_until_ready(url: str, process: subprocess.Popen[str], log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()
+        try:
+            if requests.get(f"{url}/readyz", timeout=2).status_code == 200:
+                return
+        except requests.RequestException:
+            pass
+        time.sleep(0.2)
+    raise TimeoutError(log.read_text())
+
+
+def _other_address() -> str | None:
+    """A second IPv4 address of this machine. Nothing is sent: connecting a datagram socket only picks a route."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return None
+        address = str(probe.getsockname()[0])
+    return None if address.startswith("127.") else address
+
+
+def _listens(address: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(2)
+        return probe.connect_ex((address, port)) == 0
+
+
+def test_make_serve_answers_on_this_machine_only(animals: Path, tmp_path: Path) -> None:
+    """Behind HAProxy, which Ray would bind to every interface, with its statistics and metrics pages."""
+    port, statistics, metrics, log = free_port(), free_port(), free_port(), tmp_path / "log"
+    command = [sys.executable, "-m", "serving.launch", f"model={animals}", f"port={port}"]
+    variables = {
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": "30500",
+    }
+    url = f"http://127.0.0.1:{port}"
+    with _running(command, log, **variables) as process:
+        _wait_until_ready(url, process, log)
+        assert requests.post(f"{url}/predict", data=encoded(photo(), "JPEG"), timeout=10).status_code == 200
+        assert requests.post(f"{url}/predict", data=b"", timeout=10).status_code == 422
+        assert requests.get(f"{url}/", timeout=10).headers["Content-Type"].startswith("text/html")
+        ports = (port, statistics, metrics, 30500)
+        assert [_listens("127.0.0.1", each) for each in ports] == [True] * 4
+        other = _other_address()
+        if other is not None:
+            assert [_listens(other, each) for each in ports] == [False] * 4
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0
+    shown = log.read_text()
+    assert f"page       {url}/" in shown
+    assert "Warning" not in shown and "Traceback" not in shown
+
+
+def test_serve_run_answers_and_says_how_to_be_faster(animals: Path, tmp_path: Path) -> None:
+    """The command that Ray Serve's users know."""
+    if _listens("127.0.0.1", 8000):
+        pytest.skip("`serve run` takes port 8000, and something listens there already")
+    log, url = tmp_path / "log", "http://127.0.0.1:8000"
+    command = [str(Path(sys.executable).with_name("serve")), "run", "serving.app:deploy", f"model={animals}"]
+    with _running(command, log, RAY_SERVE_LOG_TO_STDERR="0") as process:
+        _wait_until_ready(url, process, log)
+        answer = requests.post(f"{url}/predict", data=encoded(photo(), "JPEG"), timeout=10).json()
+        assert len(answer["predictions"]) == 3
+        other = _other_address()
+        assert other is None or not _listens(other, 8000)
+    assert "make serve" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["model=NOWHERE"], "neither a model folder nor a dataset"),
+        (["modle=EXAMS"], "did you mean model?"),
+        (["model=EXAMS", "port=none"], "port=none"),
+        (["EXAMS"], "expected key=value"),
+        (["model=EXAMS", "api_key_file=/nowhere/key"], "api_key_file=/nowhere/key"),
+        (["model=EXAMS", "host=203.0.113.9"], "host=203.0.113.9 port=8000: cannot listen there"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[str], words: str) -> None:
+    """What was found, what was expected, what to do."""
+    command = [sys.executable, "-m", "serving.launch", *arguments]
+    variables = {**os.environ, "PYTHONPATH": str(_ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    error = [line for line in done.stdout.splitlines() if line.startswith("Error: ")]
+    assert len(error) == 1 and words in error[0]
+    assert done.stderr == ""

@@ -1,0 +1,118 @@
+"""A new model takes over without a gap; one that fails leaves the old one serving."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import requests
+
+from classifier.errors import BadModelFolder, ClusterError
+from classifier.model_folder import read_manifest
+from serving.swap import swap
+from tests.conftest import write_tiny_model
+from tests.serving.conftest import LABELS, Deploy, encoded, photo
+
+
+class Visitor:
+    """Asks without a pause, and notes which model answered."""
+
+    def __init__(self, url: str) -> None:
+        self.models: list[str] = []
+        self.failures: list[str] = []
+        self._url = url
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+
+    def _ask(self) -> None:
+        picture = encoded(photo(), "JPEG")
+        headers = {"X-API-Key": "open sesame"}
+        while not self._stop.is_set():
+            response = requests.post(f"{self._url}/predict", data=picture, headers=headers, timeout=20)
+            if response.status_code == 200:
+                self.models.append(response.json()["model"]["digest"])
+            else:
+                self.failures.append(f"{response.status_code} {response.text[:200]}")
+
+    def __enter__(self) -> "Visitor":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def test_a_new_model_takes_over_without_a_gap_and_a_bad_one_does_not(
+    deploy: Deploy, animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No request fails, every answer names its model, the key and the settings stay, and the change happens once."""
+    monkeypatch.setenv("SERVE_API_KEY", "open sesame")
+    url = deploy("/swapped", model=str(animals), max_upload_mb=1)
+    monkeypatch.delenv("SERVE_API_KEY")
+    newer = write_tiny_model(tmp_path / "ANIMALS" / "default" / "2026-11-23" / "09-00-00", labels=LABELS, seed=2)
+    torn = write_tiny_model(tmp_path / "ANIMALS" / "torn" / "2026-11-24" / "09-00-00", labels=LABELS, seed=3)
+    (torn / "model.safetensors").write_bytes(b"torn")
+    old_digest, new_digest = read_manifest(animals).digest, read_manifest(newer).digest
+
+    with Visitor(url) as visitor:
+        with pytest.raises(BadModelFolder, match="not the file that was written"):
+            swap(str(torn), models_dir=tmp_path, app_name="swapped", timeout_s=60)
+        old, new = swap("ANIMALS/default", models_dir=tmp_path, app_name="swapped", timeout_s=60)
+
+    assert (old.digest, new.digest) == (old_digest, new_digest)
+    assert visitor.failures == []
+    assert visitor.models == sorted(visitor.models, key=[old_digest, new_digest].index), "the old one came back"
+    assert {visitor.models[0], visitor.models[-1]} == {old_digest, new_digest}
+    assert requests.get(f"{url}/model", timeout=10).status_code == 401
+    card = requests.get(f"{url}/model", headers={"X-API-Key": "open sesame"}, timeout=10).json()
+    assert card["digest"] == new_digest
+    assert card["limits"]["upload_bytes"] == 1024 * 1024
+
+
+def test_a_swap_of_what_is_not_there_says_what_is(url: str, animals: Path) -> None:
+    """A typo in the application's name."""
+    with pytest.raises(ClusterError, match=r"no such application here; running: .*default"):
+        swap(str(animals), models_dir=animals, app_name="defualt", timeout_s=5)
+
+
+def test_an_application_deployed_from_a_file_swaps_too_and_survives_a_bad_model(
+    serve_url: str, animals: Path, tmp_path: Path
+) -> None:
+    """`serve deploy` of a file that names a bad model leaves the old one serving, and its status says why."""
+    from ray import serve
+    from ray.serve.context import _get_global_client
+    from ray.serve.schema import ServeDeploySchema
+
+    def deploy_file(model: Path) -> None:
+        application = {
+            "name": "declared",
+            "route_prefix": "/declared",
+            "import_path": "serving.app:deploy",
+            "args": {"model": str(model), "max_batch_size": 4},
+        }
+        config = ServeDeploySchema.model_validate({"applications": [application]})
+        _get_global_client().deploy_apps(config, _blocking=False)
+
+    def wait_for(status: str) -> str:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            found = serve.status().applications["declared"]
+            if found.status == status:
+                return found.message
+            time.sleep(0.2)
+        raise TimeoutError(str(found))
+
+    def digest() -> str:
+        return str(requests.get(f"{serve_url}/declared/model", timeout=10).json()["digest"])
+
+    deploy_file(animals)
+    wait_for("RUNNING")
+    newer = write_tiny_model(tmp_path / "newer", labels=LABELS, seed=5)
+    swap(str(newer), models_dir=tmp_path, app_name="declared", timeout_s=60)
+    assert digest() == read_manifest(newer).digest
+    wait_for("RUNNING")
+
+    deploy_file(tmp_path / "absent")
+    assert "neither a model folder nor a dataset" in wait_for("DEPLOY_FAILED")
+    assert digest() == read_manifest(newer).digest
