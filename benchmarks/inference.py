@@ -42,16 +42,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, len(os.sched_getaffinity(0))}))
     arguments = parser.parse_args()
-    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="inference-bench-") as scratch:
         for weights in arguments.weights:
             model = Path(scratch) / weights.name
             _write_model(weights, model)
-            rows.append(_start(weights.name, model, arguments.rounds))
             for threads in arguments.threads:
                 for batch in BATCHES:
-                    rows += _forward(weights, model, threads, batch, arguments.rounds)
-    _write(rows)
+                    _write(_forward(weights, model, threads, batch, arguments.rounds))
+            _write([_start(weights.name, model, arguments.rounds)])
 
 
 def _write_model(weights: Path, model: Path) -> None:
