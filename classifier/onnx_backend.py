@@ -29,7 +29,7 @@ class OnnxBackend:
         _check_self_contained(model)
         options = onnxruntime.SessionOptions()
         # ONNX Runtime's own default counts the host's cores, not a container's
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        options.intra_op_num_threads = threads or _cores()
         options.inter_op_num_threads = 1
         # Threads that wait for the next batch must not take the cores that decode it.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -43,6 +43,10 @@ class OnnxBackend:
         """The probability of every class for every picture."""
         answer: np.ndarray = self._session.run(["probabilities"], {"pixels": pixels})[0]
         return answer
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def _check_self_contained(model: bytes) -> None:
