@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fix check bench serve drill
+.PHONY: help setup demo test fix check bench serve
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -25,6 +25,13 @@ demo: $(INSTALLED) ## train on 1,797 handwritten digits and predict a few; needs
 test: $(INSTALLED) ## the whole suite: style, types, layers, tests
 	$(MAKE) --no-print-directory check
 	$(RUN) -m pytest
+
+bench: $(INSTALLED) ## measure beside peers; `make bench NAME=serve` for one
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	for name in $(or $(NAME),serve folder inference); do $(RUN) -m benchmarks.$$name || exit; done
+
+serve: $(INSTALLED) ## the endpoint behind the fastest ingress: make serve MODEL=EXAMS
+	$(RUN) -m serving.launch model=$(MODEL)
 
 fix: $(INSTALLED) ## format, and mend what ruff can mend
 	$(RUN) -m ruff format .
