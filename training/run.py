@@ -38,7 +38,7 @@ python -m training.run ds=DATASET [key=value ...]
   python -m training.run ds=DIGITS model=tiny augment=none   settings by the file: configs/model/tiny.yaml, ...
   python -m training.run resume=models/EXAMS/default/DATE/TIME
 
-Settings by the file: trainer=auto|cpu|gpu, model=default|tiny, augment=default|none, logger=tensorboard|none.
+Settings by the file: trainer=auto|cpu|gpu, model=default|tiny, augment=default|none|strong, logger=tensorboard|none.
 RAY_ADDRESS=host:port in the environment joins a Ray cluster; without it Ray is started on this machine.
 Exit code: 0 the model is saved, 2 a setting or the dataset is wrong, 130 interrupted, 1 a failure (the log is named).
 """
@@ -63,9 +63,13 @@ def _train(config: "TrainConfig", terminal: Terminal) -> int:
     from cluster.session import address_from_environment, ray_session
     from cluster.sizing import admission_cpus, physical_cores, plan_training
     from training.listing import find_dataset, list_dataset
+    from training.run_folder import check_writable
 
     terminal.say(f"Dataset {config.ds}, model {config.model.model_name}.")
-    list_dataset(find_dataset(config.ds, raw_data=config.paths.raw_data))  # fails before Ray is started
+    # what can fail fails before Ray is started
+    list_dataset(find_dataset(config.ds, raw_data=config.paths.raw_data))
+    check_writable(config.paths.models, key="paths.models")
+    check_writable(config.paths.metadata, key="paths.metadata")
     spec = load_preprocess(
         config.model.model_name,
         size_px=config.model.size_px,
@@ -77,7 +81,7 @@ def _train(config: "TrainConfig", terminal: Terminal) -> int:
     tokens = admission_cpus(physical_cores(), config.num_workers)
     with ray_session(address=address, admission_cpus=tokens) as session:
         if session.dashboard_url:
-            terminal.say(f"Ray dashboard: {session.dashboard_url}")
+            terminal.say(f"Ray dashboard: {session.dashboard_url} (it asks for a token: ray get-auth-token)")
         plan = plan_training(session.capacity, num_workers=config.num_workers, device=config.trainer.device)
         catalog = _prepare(config, plan, terminal)
         _show_plan(plan, catalog, spec, terminal)

@@ -1,6 +1,7 @@
 """The model folder while it is being made: what lies where, and what is in reach after an interruption."""
 
 import datetime
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,19 @@ class RunFolder:
     def attempts(self) -> list[Path]:
         """The Train runs that this folder holds, oldest first."""
         return sorted(self.ray.glob("train-*")) if self.ray.is_dir() else []
+
+
+def check_writable(folder: Path, *, key: str) -> None:
+    """Find out early whether a folder can be made or written; makes nothing.
+
+    Raises:
+        OutputError: it cannot; names the setting.
+    """
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(f"{key}={folder}: {there} cannot be written; set {key} to a folder that can")
 
 
 def make_run_folder(models: Path, *, dataset: str, category: str, now: datetime.datetime) -> RunFolder:

@@ -61,6 +61,8 @@ TINY = ["ds=EXAMS", "model=tiny"]
         (["ds=EXAMS", "model.model_name=./nowhere"], "model.model_name=./nowhere: no such folder"),
         (["ds=EXAMS", "model=tiny", "model.config.model_type=nonsense"], "model_type=nonsense cannot be loaded"),
         (["resume=models/EXAMS/default/x"], "expected the folder of a training run"),
+        ([*TINY, "paths.models=data/raw_data/EXAMS/good/0.png"], "paths.models=data/raw_data/EXAMS/good/0.png"),
+        ([*TINY, "paths.metadata=data/raw_data/EXAMS/good/0.png/x"], "cannot be written; set paths.metadata"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_ray_starts(

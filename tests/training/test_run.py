@@ -159,6 +159,24 @@ def test_the_number_of_workers_does_not_change_the_result(project: Project) -> N
     assert histories[2] == pytest.approx(histories[0], abs=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trainer=gpu"], "trainer=gpu, but the cluster has 0 GPUs; set trainer=cpu or trainer=auto"),
+        (["num_workers=1000"], "num_workers=1000 does not fit"),
+    ],
+)
+def test_what_the_cluster_can_never_hold_is_refused_with_the_numbers(
+    project: Project, arguments: list[str], said: str
+) -> None:
+    """At once: Ray would place workers for ever."""
+    ended = project.train(*TINY, "category=refused", *arguments)
+
+    assert ended.exit_code == 2
+    assert said in ended.output.splitlines()[-1]
+    assert not (project.folder / "models/DIGITS/refused").exists()
+
+
 def test_ctrl_c_keeps_the_best_epoch_and_the_run_goes_on_where_it_was(project: Project) -> None:
     """Epochs, optimizer, patience and best value are those of one uninterrupted run."""
     settings = (*VIT, "num_workers=2", "seed=3", "callbacks.early_stopping.patience=50", "category=stopped")
