@@ -52,7 +52,7 @@ class DeployArgs(Section):
         description="A file with the API key; SERVE_API_KEY in the environment does the same. Neither: no key.",
     )
 
-    access_log: bool = Field(False, description="A log line for each request; the metrics count them anyway.")
+    access_log: bool = Field(default=False, description="A log line for each request; the metrics count them anyway.")
 
     @field_validator("models_dir")
     @classmethod
