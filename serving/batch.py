@@ -237,28 +237,26 @@ def _consume_on_ray(
 def _watch(
     outcomes: "Iterator[Outcome]", total: Callable[[], tuple[int, int, bool]], report: "Report", terminal: Terminal
 ) -> None:
-    """Count outcomes as they come, and show how far it is; Ctrl-C ends it between two of them."""
-    stopped = False
+    """Count outcomes as they come, and show how far it is. Ctrl-C ends it at once: what is done is in the ledger."""
+    from serving.progress import ProgressLine
 
     def stop() -> None:
-        nonlocal stopped
-        stopped = True
+        raise KeyboardInterrupt
 
     asked = float("-inf")
     listed, ended = 0, False
-    from serving.progress import ProgressLine
-
-    with on_interrupt(stop), ProgressLine(terminal) as line:
-        for outcome in outcomes:
-            report.add(outcome)
-            if not ended and time.monotonic() - asked > _ASK_EVERY_S:
-                listed, _, ended = total()
-                asked = time.monotonic()
-            line.show(report.done, listed, listing_ended=ended)
-            if stopped:
-                raise Interrupted(
-                    f"Stopped after {report.done:,} pictures; what is done is kept: the same command goes on from here."
-                )
+    try:
+        with on_interrupt(stop), ProgressLine(terminal) as line:
+            for outcome in outcomes:
+                report.add(outcome)
+                if not ended and time.monotonic() - asked > _ASK_EVERY_S:
+                    listed, _, ended = total()
+                    asked = time.monotonic()
+                line.show(report.done, listed, listing_ended=ended)
+    except KeyboardInterrupt as error:
+        raise Interrupted(
+            f"Stopped after {report.done:,} pictures; what is done is kept: the same command goes on from here."
+        ) from error
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from classifier.errors import ClassifierError
 from serving.listing import Chunk, list_chunks
+from serving.sizing import LIST_CPUS, WRITE_CPUS, Plan
 from serving.stages import Answerer, Decoded, Decoder, Outcome, Writer
 from serving.storage import Storage
 
@@ -22,11 +23,7 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
     from classifier.predict import Device
-    from serving.sizing import Plan
 
-# Small enough never to be in the way, above zero so that Ray counts them.
-_LIST_CPUS = 0.05
-_WRITE_CPUS = 0.2
 _PAYLOAD = pa.schema([("payload", pa.large_binary())])
 
 
@@ -86,7 +83,7 @@ def outcomes_of(job: Job, chunks: Iterable[Chunk]) -> Iterator[Outcome]:
         yield job.writer(answerer(decoded) if answerer else decoded)
 
 
-def outcomes_on_ray(job: Job, plan: "Plan", tally: "ActorHandle[Any]") -> Iterator[Outcome]:
+def outcomes_on_ray(job: Job, plan: Plan, tally: "ActorHandle[Any]") -> Iterator[Outcome]:
     """Do a folder of any size on the Ray that this process has joined; outcomes come in any order.
 
     Raises:
@@ -107,10 +104,10 @@ def outcomes_on_ray(job: Job, plan: "Plan", tally: "ActorHandle[Any]") -> Iterat
                 yield outcome
 
 
-def _dataset(job: Job, plan: "Plan", tally: "ActorHandle[Any]") -> "ray.data.Dataset":
+def _dataset(job: Job, plan: Plan, tally: "ActorHandle[Any]") -> "ray.data.Dataset":
     from ray.data import ActorPoolStrategy, read_datasource
 
-    listed = read_datasource(_listing(job, tally), override_num_blocks=1, concurrency=1, num_cpus=_LIST_CPUS)
+    listed = read_datasource(_listing(job, tally), override_num_blocks=1, concurrency=1, num_cpus=LIST_CPUS)
     # On CPUs both stages ask for the same, so Ray Data runs them as one, in the actors, and no pixels are moved.
     decoded = listed.map_batches(
         _packed(job.decoder), batch_size=None, batch_format="pyarrow", num_cpus=plan.decode_cpus, zero_copy_batch=True
@@ -131,7 +128,12 @@ def _dataset(job: Job, plan: "Plan", tally: "ActorHandle[Any]") -> "ray.data.Dat
         num_gpus=1 if plan.use_gpu else None,
     )
     return answered.map_batches(
-        _packed(job.writer), batch_size=None, batch_format="pyarrow", num_cpus=_WRITE_CPUS, zero_copy_batch=True
+        _packed(job.writer),
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        num_cpus=WRITE_CPUS,
+        concurrency=max(2, plan.workers),
     )
 
 

@@ -125,13 +125,9 @@ class Answerer:
     """Predicts the new pictures of a chunk. Holds the model, which is loaded once."""
 
     def __init__(self, model: Path, *, device: "Device", threads: int | None, top_k: int) -> None:
-        import torch
-
         from classifier.predict import Predictor
 
-        if threads is not None:
-            torch.set_num_threads(threads)
-        self._predictor = Predictor.load(model, device=device)
+        self._predictor = Predictor.load(model, device=device, threads=threads)
         self._top_k = top_k
 
     def __call__(self, decoded: Decoded) -> Decoded:
