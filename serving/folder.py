@@ -16,7 +16,7 @@ from classifier.errors import ClassifierError
 from serving.listing import Chunk, list_chunks
 from serving.sizing import LIST_CPUS, WRITE_CPUS, Plan
 from serving.stages import Answerer, Decoded, Decoder, Outcome, Writer
-from serving.storage import Storage
+from serving.storage import LocalStorage, Storage
 
 if TYPE_CHECKING:
     import ray
@@ -107,6 +107,8 @@ def outcomes_on_ray(job: Job, plan: Plan, tally: "ActorHandle[Any]") -> Iterator
 def _dataset(job: Job, plan: Plan, tally: "ActorHandle[Any]") -> "ray.data.Dataset":
     from ray.data import ActorPoolStrategy, read_datasource
 
+    # Writing to this machine takes a tenth of a millisecond. A bucket takes many, and a GPU must not wait for either.
+    writes_apart = plan.use_gpu or not isinstance(job.writer.target, LocalStorage)
     listed = read_datasource(_listing(job, tally), override_num_blocks=1, concurrency=1, num_cpus=LIST_CPUS)
     # On CPUs both stages ask for the same, so Ray Data runs them as one, in the actors, and no pixels are moved.
     decoded = listed.map_batches(
@@ -119,6 +121,7 @@ def _dataset(job: Job, plan: Plan, tally: "ActorHandle[Any]") -> "ray.data.Datas
             "device": "gpu" if plan.use_gpu else "cpu",
             "threads": None if plan.use_gpu else plan.threads,
             "top_k": job.top_k,
+            "writer": None if writes_apart else job.writer,
         },
         batch_size=None,
         batch_format="pyarrow",
@@ -127,6 +130,8 @@ def _dataset(job: Job, plan: Plan, tally: "ActorHandle[Any]") -> "ray.data.Datas
         num_cpus=plan.worker_cpus,
         num_gpus=1 if plan.use_gpu else None,
     )
+    if not writes_apart:
+        return answered
     return answered.map_batches(
         _packed(job.writer),
         batch_size=None,
@@ -166,9 +171,10 @@ def _listing(job: Job, tally: "ActorHandle[Any]") -> "ray.data.Datasource":
 
 
 class _PackedAnswerer:
-    """An `Answerer` in an actor."""
+    """An `Answerer` in an actor, and the `Writer` where they work together."""
 
-    def __init__(self, **arguments: Any) -> None:
+    def __init__(self, *, writer: Writer | None, **arguments: Any) -> None:
+        self._writer = writer
         self._fault: ClassifierError | None = None
         try:
             self._answerer = Answerer(**arguments)
@@ -178,10 +184,11 @@ class _PackedAnswerer:
     def __call__(self, table: pa.Table) -> pa.Table:
         return _each(self._answer, table)
 
-    def _answer(self, decoded: Decoded) -> Decoded:
+    def _answer(self, decoded: Decoded) -> Decoded | Outcome:
         if self._fault is not None:
             raise self._fault
-        return self._answerer(decoded)
+        answered = self._answerer(decoded)
+        return answered if self._writer is None else self._writer(answered)
 
 
 def _packed(stage: Callable[[Any], Any]) -> Callable[[pa.Table], pa.Table]:
