@@ -77,7 +77,9 @@ class BatchConfig(Section):
     )
     device: Literal["auto", "cpu", "gpu"] = Field(description="auto takes GPUs when there are any")
     top_k: Annotated[int, Field(ge=1)] = Field(description="labels in an answer")
-    batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(description="pictures that are predicted together")
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(
+        description="pictures that are read, predicted and written together"
+    )
     force: bool = Field(description="predict again what is done already")
     predict: FolderSection
 

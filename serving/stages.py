@@ -26,6 +26,8 @@ from serving.storage import Storage
 if TYPE_CHECKING:
     from classifier.predict import Device
 
+# On a CPU a few pictures at a time stay in its caches: MobileNet takes a third longer for 32 or 64 at once.
+_PICTURES_AT_A_TIME_ON_CPU = 8
 _NAME_MAX_BYTES = 255  # of nearly every file system
 
 
@@ -128,6 +130,7 @@ class Answerer:
         from classifier.predict import Predictor
 
         self._predictor = Predictor.load(model, device=device, threads=threads)
+        self._at_a_time = _PICTURES_AT_A_TIME_ON_CPU if self._predictor.device == "cpu" else None
         self._top_k = top_k
 
     def __call__(self, decoded: Decoded) -> Decoded:
@@ -135,9 +138,10 @@ class Answerer:
         from classifier.predict import top
 
         new = [entry for entry in decoded.entries if entry.done is None and entry.error is None]
-        if new:
-            rows = self._predictor.probabilities(decoded.pixels)
-            for entry, probabilities in zip(new, rows, strict=True):
+        step = self._at_a_time or len(new)
+        for start in range(0, len(new), step):
+            rows = self._predictor.probabilities(decoded.pixels[start : start + step])
+            for entry, probabilities in zip(new[start : start + step], rows, strict=True):
                 best = top(probabilities, labels=self._predictor.labels, k=self._top_k)
                 # plain tuples: whoever unpickles a Prediction imports torch
                 entry.predictions = [(label, code, probability) for label, code, probability in best]
