@@ -160,7 +160,7 @@ def _predict_file(config: BatchConfig, md: str, file: str, terminal: Terminal) -
     model, manifest = _find(md)
     with claimed(target):
         job = _job(config, model, manifest, source, target, writes_json=True)
-        outcome = next(outcomes_of(job, [Chunk(0, [Found(name)], 0)]))
+        outcome = next(outcomes_of(job, [Chunk(0, [Found(name)], 0)], cores=1))
         answer = target.read(result_name(name))
     terminal.say(json.dumps(json.loads(answer), indent=2))
     terminal.say(f"Written to {target.uri(result_name(name))}")

@@ -5,7 +5,9 @@ Every picture of a chunk is an `Entry` from the first stage to the last: nothing
 Axis letters: N pictures that are new, H and W pixels.
 """
 
+import contextlib
 import os
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -130,7 +132,10 @@ class Answerer:
         from classifier.predict import Predictor
 
         self._predictor = Predictor.load(model, device=device, threads=threads)
-        self._at_a_time = _PICTURES_AT_A_TIME_ON_CPU if self._predictor.device == "cpu" else None
+        on_cpu = self._predictor.device == "cpu"
+        self._at_a_time = _PICTURES_AT_A_TIME_ON_CPU if on_cpu else None
+        # A GPU takes one batch at a time, whatever thread it comes from.
+        self._turn: contextlib.AbstractContextManager[object] = contextlib.nullcontext() if on_cpu else threading.Lock()
         self._top_k = top_k
 
     def __call__(self, decoded: Decoded) -> Decoded:
@@ -140,7 +145,8 @@ class Answerer:
         new = [entry for entry in decoded.entries if entry.done is None and entry.error is None]
         step = self._at_a_time or len(new)
         for start in range(0, len(new), step):
-            rows = self._predictor.probabilities(decoded.pixels[start : start + step])
+            with self._turn:
+                rows = self._predictor.probabilities(decoded.pixels[start : start + step])
             for entry, probabilities in zip(new[start : start + step], rows, strict=True):
                 best = top(probabilities, labels=self._predictor.labels, k=self._top_k)
                 # plain tuples: whoever unpickles a Prediction imports torch
