@@ -143,7 +143,7 @@ class Answerer:
         from classifier.predict import top
 
         new = [entry for entry in decoded.entries if entry.done is None and entry.error is None]
-        step = self._at_a_time or len(new)
+        step = self._at_a_time or max(1, len(new))
         for start in range(0, len(new), step):
             with self._turn:
                 rows = self._predictor.probabilities(decoded.pixels[start : start + step])
