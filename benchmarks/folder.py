@@ -5,7 +5,9 @@ are those of a round. Peers keep their answers in memory; the job writes a JSON 
 
     pipeline     `transformers.pipeline("image-classification")` over the files, batched
     loader       a PyTorch DataLoader loop: decode and resize in a worker for each core, forward in batches
-    limit        cores x what one core alone reaches with decode + forward, one PyTorch thread, nothing written
+    limit        cores x what one core alone reaches with decode + forward, one thread, nothing written
+
+The model folder is measured without `model.onnx` (the same engine as the peers) and with it, as training leaves it.
 
 `--memory` measures the peak of all processes of the job instead, for 10,000 and 100,000 small pictures.
 """
@@ -27,6 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
 BATCH = 32
+CPU_BATCH = 8  # what one core is fastest with
 COUNT, SMALL_COUNT = 2000, 200
 
 
@@ -37,6 +40,7 @@ def main() -> None:
         "--photos", type=Path, required=True, help="class folders of photos; repeated to fill the count"
     )
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--count", type=int, default=COUNT, help="photos in the large folder")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
@@ -53,7 +57,9 @@ def main() -> None:
 
 def _speed(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
     model = _model_folder(arguments.weights, arguments.photos, scratch / "m" / "BENCH" / "default" / "d" / "t")
-    many = _repeat(arguments.photos, scratch / "many", COUNT)
+    count = arguments.count
+    with_onnx = _add_onnx(model, arguments.photos, scratch / "m" / "BENCH" / "default" / "d" / "onnx")
+    many = _repeat(arguments.photos, scratch / "many", count)
     few = _repeat(arguments.photos, scratch / "few", SMALL_COUNT)
     rounds = []
     for number in range(arguments.rounds):
@@ -66,15 +72,20 @@ def _speed(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]
             "pipeline_few": _part("pipeline", arguments, model, few),
         }
         found["limit"]["steady"] *= len(os.sched_getaffinity(0))
+        found["onnx"] = _job(with_onnx, many, scratch / f"onnx{number}")
+        found["limit_onnx"] = _part("core", arguments, with_onnx, few)
+        found["limit_onnx"]["steady"] *= len(os.sched_getaffinity(0))
         shutil.rmtree(scratch / f"out{number}")
         print(f"round {number + 1}:", {name: round(times["steady"], 1) for name, times in found.items()}, flush=True)
         rounds.append(found)
     return [
-        _row(rounds, f"{COUNT} photos, pictures/s once running", "steady", "ours", "limit", "cores x one core", 0.9),
-        _row(rounds, f"{COUNT} photos, pictures/s once running", "steady", "ours", "pipeline", "transformers.pipeline", 2.5),
-        _row(rounds, f"{COUNT} photos, pictures/s once running", "steady", "ours", "loader", "torch DataLoader", 1.0),
-        _row(rounds, f"{COUNT} photos, pictures/s, whole command", "whole", "ours", "pipeline", "transformers.pipeline", 1.0),
-        _row(rounds, f"{COUNT} photos, pictures/s, whole command", "whole", "ours", "loader", "torch DataLoader", 1.0),
+        _row(rounds, f"{count} photos, pictures/s once running", "steady", "ours", "limit", "cores x one core", 0.9),
+        _row(rounds, f"{count} photos, pictures/s once running", "steady", "ours", "pipeline", "transformers.pipeline", 2.5),
+        _row(rounds, f"{count} photos, pictures/s once running", "steady", "ours", "loader", "torch DataLoader", 1.0),
+        _row(rounds, f"{count} photos, pictures/s, whole command", "whole", "ours", "pipeline", "transformers.pipeline", 1.0),
+        _row(rounds, f"{count} photos, pictures/s, whole command", "whole", "ours", "loader", "torch DataLoader", 1.0),
+        _row(rounds, f"{count} photos, pictures/s once running, model.onnx", "steady", "onnx", "limit_onnx", "cores x one core", 0.75),
+        _row(rounds, f"{count} photos, pictures/s once running, model.onnx", "steady", "onnx", "pipeline", "transformers.pipeline", 2.5),
         _row(rounds, f"{SMALL_COUNT} photos, pictures/s, whole command", "whole", "ours_few", "pipeline_few", "transformers.pipeline", 1.0),
     ]  # fmt: skip
 
@@ -168,8 +179,8 @@ def _core(model: Path, source: Path) -> dict[str, float]:
     predictor = Predictor.load(model, device="cpu")
 
     def counts() -> Any:
-        for start in range(0, len(files), BATCH):
-            chunk = files[start : start + BATCH]
+        for start in range(0, len(files), CPU_BATCH):
+            chunk = files[start : start + CPU_BATCH]
             predictor.probabilities(np.stack([load_pixels(read_file(file), predictor.spec) for file in chunk]))
             yield len(chunk)
 
@@ -293,6 +304,21 @@ def _model_folder(weights: Path, photos: Path, folder: Path) -> Path:
     spec = load_preprocess(str(weights), size_px=None, max_pixels=image.MAX_PIXELS)
     network = load_network(str(weights), labels=labels, spec=spec)
     write_model(folder, network, name="BENCH", labels=labels, spec=spec, dataset={}, metrics={}, created="")
+    return folder
+
+
+def _add_onnx(model: Path, photos: Path, folder: Path) -> Path:
+    """The same model as training leaves it, with `model.onnx`, which the job then takes on CPUs."""
+    import numpy as np
+
+    from classifier.model_folder import read_manifest
+    from classifier.onnx_export import export_onnx
+    from classifier.preprocess import load_pixels
+
+    shutil.copytree(model, folder)
+    spec = read_manifest(folder).preprocess
+    files = sorted(photos.rglob("*.jpg"))[:32]
+    export_onnx(folder, np.stack([load_pixels(file.read_bytes(), spec) for file in files]))
     return folder
 
 

@@ -77,7 +77,9 @@ class BatchConfig(Section):
     )
     device: Literal["auto", "cpu", "gpu"] = Field(description="auto takes GPUs when there are any")
     top_k: Annotated[int, Field(ge=1)] = Field(description="labels in an answer")
-    batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(description="pictures that are predicted together")
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(
+        description="pictures that are read, predicted and written together"
+    )
     force: bool = Field(description="predict again what is done already")
     predict: FolderSection
 
@@ -158,7 +160,7 @@ def _predict_file(config: BatchConfig, md: str, file: str, terminal: Terminal) -
     model, manifest = _find(md)
     with claimed(target):
         job = _job(config, model, manifest, source, target, writes_json=True)
-        outcome = next(outcomes_of(job, [Chunk(0, [Found(name)], 0)]))
+        outcome = next(outcomes_of(job, [Chunk(0, [Found(name)], 0)], cores=1))
         answer = target.read(result_name(name))
     terminal.say(json.dumps(json.loads(answer), indent=2))
     terminal.say(f"Written to {target.uri(result_name(name))}")
@@ -237,28 +239,26 @@ def _consume_on_ray(
 def _watch(
     outcomes: "Iterator[Outcome]", total: Callable[[], tuple[int, int, bool]], report: "Report", terminal: Terminal
 ) -> None:
-    """Count outcomes as they come, and show how far it is; Ctrl-C ends it between two of them."""
-    stopped = False
+    """Count outcomes as they come, and show how far it is. Ctrl-C ends it at once: what is done is in the ledger."""
+    from serving.progress import ProgressLine
 
     def stop() -> None:
-        nonlocal stopped
-        stopped = True
+        raise KeyboardInterrupt
 
     asked = float("-inf")
     listed, ended = 0, False
-    from serving.progress import ProgressLine
-
-    with on_interrupt(stop), ProgressLine(terminal) as line:
-        for outcome in outcomes:
-            report.add(outcome)
-            if not ended and time.monotonic() - asked > _ASK_EVERY_S:
-                listed, _, ended = total()
-                asked = time.monotonic()
-            line.show(report.done, listed, listing_ended=ended)
-            if stopped:
-                raise Interrupted(
-                    f"Stopped after {report.done:,} pictures; what is done is kept: the same command goes on from here."
-                )
+    try:
+        with on_interrupt(stop), ProgressLine(terminal) as line:
+            for outcome in outcomes:
+                report.add(outcome)
+                if not ended and time.monotonic() - asked > _ASK_EVERY_S:
+                    listed, _, ended = total()
+                    asked = time.monotonic()
+                line.show(report.done, listed, listing_ended=ended)
+    except KeyboardInterrupt as error:
+        raise Interrupted(
+            f"Stopped after {report.done:,} pictures; what is done is kept: the same command goes on from here."
+        ) from error
 
 
 if __name__ == "__main__":

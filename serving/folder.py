@@ -4,8 +4,12 @@ A chunk travels as one row because Ray Data cuts and joins blocks by their bytes
 so a batch is what was listed together, whatever the number of workers.
 """
 
+import functools
 import pickle
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,20 +17,20 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from classifier.errors import ClassifierError
+from cluster.sizing import physical_cores
 from serving.listing import Chunk, list_chunks
+from serving.sizing import LIST_CPUS, WRITE_CPUS, Plan
 from serving.stages import Answerer, Decoded, Decoder, Outcome, Writer
-from serving.storage import Storage
+from serving.storage import LocalStorage, Storage
 
 if TYPE_CHECKING:
     import ray
     from ray.actor import ActorHandle
 
     from classifier.predict import Device
-    from serving.sizing import Plan
 
-# Small enough never to be in the way, above zero so that Ray counts them.
-_LIST_CPUS = 0.05
-_WRITE_CPUS = 0.2
+# Small, so that a folder of a hundred pictures keeps every core busy.
+_CHUNK_HERE = 16
 _PAYLOAD = pa.schema([("payload", pa.large_binary())])
 
 
@@ -66,27 +70,49 @@ class Job:
 
 
 def outcomes_here(job: Job, tally: Tally) -> Iterator[Outcome]:
-    """Do a small folder in this process: starting Ray would take longer."""
+    """Do a small folder in this process, a chunk on each core: starting Ray would take longer."""
 
     def counted() -> Iterator[Chunk]:
-        for chunk in list_chunks(job.source, size=job.batch_size):
+        for chunk in list_chunks(job.source, size=min(job.batch_size, _CHUNK_HERE)):
             tally.add(chunk.number, len(chunk.found), chunk.others)
             yield chunk
 
-    return outcomes_of(job, counted())
+    return outcomes_of(job, counted(), cores=physical_cores())
 
 
-def outcomes_of(job: Job, chunks: Iterable[Chunk]) -> Iterator[Outcome]:
-    """Do chunks in this process, one after the other."""
-    answerer = None
-    for chunk in chunks:
+def outcomes_of(job: Job, chunks: Iterable[Chunk], *, cores: int) -> Iterator[Outcome]:
+    """Do chunks in this process, as many at a time as there are cores; their outcomes come in their order."""
+    # Threads of PyTorch that share one small batch mostly wait for each other: a batch for each core is twice as fast.
+    threads = 1 if cores > 1 else None
+
+    @functools.cache
+    def answerer() -> Answerer:
+        return Answerer(job.model, device=job.device, threads=threads, top_k=job.top_k)
+
+    lock = threading.Lock()
+
+    def do(chunk: Chunk) -> Outcome:
         decoded = job.decoder(chunk)
-        if answerer is None and len(decoded.pixels):  # a folder in which all is done needs no model
-            answerer = Answerer(job.model, device=job.device, threads=None, top_k=job.top_k)
-        yield job.writer(answerer(decoded) if answerer else decoded)
+        if not len(decoded.pixels):  # where all is done no model is needed
+            return job.writer(decoded)
+        with lock:
+            answer = answerer()
+        return job.writer(answer(decoded))
+
+    waiting: deque[Future[Outcome]] = deque()
+    pool = ThreadPoolExecutor(cores)
+    try:
+        for chunk in chunks:
+            waiting.append(pool.submit(do, chunk))
+            if len(waiting) > cores:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def outcomes_on_ray(job: Job, plan: "Plan", tally: "ActorHandle[Any]") -> Iterator[Outcome]:
+def outcomes_on_ray(job: Job, plan: Plan, tally: "ActorHandle[Any]") -> Iterator[Outcome]:
     """Do a folder of any size on the Ray that this process has joined; outcomes come in any order.
 
     Raises:
@@ -107,10 +133,12 @@ def outcomes_on_ray(job: Job, plan: "Plan", tally: "ActorHandle[Any]") -> Iterat
                 yield outcome
 
 
-def _dataset(job: Job, plan: "Plan", tally: "ActorHandle[Any]") -> "ray.data.Dataset":
+def _dataset(job: Job, plan: Plan, tally: "ActorHandle[Any]") -> "ray.data.Dataset":
     from ray.data import ActorPoolStrategy, read_datasource
 
-    listed = read_datasource(_listing(job, tally), override_num_blocks=1, concurrency=1, num_cpus=_LIST_CPUS)
+    # Writing to this machine takes a tenth of a millisecond. A bucket takes many, and a GPU must not wait for either.
+    writes_apart = plan.use_gpu or not isinstance(job.writer.target, LocalStorage)
+    listed = read_datasource(_listing(job, tally), override_num_blocks=1, concurrency=1, num_cpus=LIST_CPUS)
     # On CPUs both stages ask for the same, so Ray Data runs them as one, in the actors, and no pixels are moved.
     decoded = listed.map_batches(
         _packed(job.decoder), batch_size=None, batch_format="pyarrow", num_cpus=plan.decode_cpus, zero_copy_batch=True
@@ -122,6 +150,7 @@ def _dataset(job: Job, plan: "Plan", tally: "ActorHandle[Any]") -> "ray.data.Dat
             "device": "gpu" if plan.use_gpu else "cpu",
             "threads": None if plan.use_gpu else plan.threads,
             "top_k": job.top_k,
+            "writer": None if writes_apart else job.writer,
         },
         batch_size=None,
         batch_format="pyarrow",
@@ -130,8 +159,15 @@ def _dataset(job: Job, plan: "Plan", tally: "ActorHandle[Any]") -> "ray.data.Dat
         num_cpus=plan.worker_cpus,
         num_gpus=1 if plan.use_gpu else None,
     )
+    if not writes_apart:
+        return answered
     return answered.map_batches(
-        _packed(job.writer), batch_size=None, batch_format="pyarrow", num_cpus=_WRITE_CPUS, zero_copy_batch=True
+        _packed(job.writer),
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        num_cpus=WRITE_CPUS,
+        concurrency=max(2, plan.workers),
     )
 
 
@@ -164,9 +200,10 @@ def _listing(job: Job, tally: "ActorHandle[Any]") -> "ray.data.Datasource":
 
 
 class _PackedAnswerer:
-    """An `Answerer` in an actor."""
+    """An `Answerer` in an actor, and the `Writer` where they work together."""
 
-    def __init__(self, **arguments: Any) -> None:
+    def __init__(self, *, writer: Writer | None, **arguments: Any) -> None:
+        self._writer = writer
         self._fault: ClassifierError | None = None
         try:
             self._answerer = Answerer(**arguments)
@@ -176,10 +213,11 @@ class _PackedAnswerer:
     def __call__(self, table: pa.Table) -> pa.Table:
         return _each(self._answer, table)
 
-    def _answer(self, decoded: Decoded) -> Decoded:
+    def _answer(self, decoded: Decoded) -> Decoded | Outcome:
         if self._fault is not None:
             raise self._fault
-        return self._answerer(decoded)
+        answered = self._answerer(decoded)
+        return answered if self._writer is None else self._writer(answered)
 
 
 def _packed(stage: Callable[[Any], Any]) -> Callable[[pa.Table], pa.Table]:

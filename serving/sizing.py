@@ -6,8 +6,11 @@ from typing import Literal
 from classifier.errors import ClusterError
 from cluster.sizing import Capacity, Device
 
-# Listing, writing and counting always find a place beside the actors.
+# Small enough to find a place on a machine that is full of workers, above zero so that Ray counts them.
+LIST_CPUS = WRITE_CPUS = 0.04
 _SPARE_CPUS = 0.5
+# Where workers leave no whole CPU free: a tenth of every CPU stays free on every machine, so that nothing waits for ever.
+_LARGEST_SHARE_CPUS = 0.9
 _SMALLEST_SHARE_CPUS = 0.05
 
 
@@ -51,7 +54,9 @@ def plan_folder(capacity: Capacity, *, num_workers: int | Literal["auto"], devic
         free = capacity.cpus - _SPARE_CPUS
         # The actor mostly waits for its GPU; the cores decode.
         return Plan(wanted, use_gpu, worker_cpus=0.1, decode_cpus=min(1.0, max(0.1, free / 2)), threads=1)
-    share = min(1.0, int((capacity.cpus - _SPARE_CPUS) / wanted * 100) / 100)
+    share = min(_LARGEST_SHARE_CPUS, int((capacity.cpus - _SPARE_CPUS) / wanted * 100) / 100)
+    if wanted <= capacity.cpus - 1:
+        share = 1.0
     if share < _SMALLEST_SHARE_CPUS:
         most = int((capacity.cpus - _SPARE_CPUS) / _SMALLEST_SHARE_CPUS)
         raise ClusterError(

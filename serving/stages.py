@@ -5,7 +5,9 @@ Every picture of a chunk is an `Entry` from the first stage to the last: nothing
 Axis letters: N pictures that are new, H and W pixels.
 """
 
+import contextlib
 import os
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,6 +28,8 @@ from serving.storage import Storage
 if TYPE_CHECKING:
     from classifier.predict import Device
 
+# On a CPU a few pictures at a time stay in its caches: MobileNet takes a third longer for 32 or 64 at once.
+_PICTURES_AT_A_TIME_ON_CPU = 8
 _NAME_MAX_BYTES = 255  # of nearly every file system
 
 
@@ -125,13 +129,13 @@ class Answerer:
     """Predicts the new pictures of a chunk. Holds the model, which is loaded once."""
 
     def __init__(self, model: Path, *, device: "Device", threads: int | None, top_k: int) -> None:
-        import torch
-
         from classifier.predict import Predictor
 
-        if threads is not None:
-            torch.set_num_threads(threads)
-        self._predictor = Predictor.load(model, device=device)
+        self._predictor = Predictor.load(model, device=device, threads=threads)
+        on_cpu = self._predictor.device == "cpu"
+        self._at_a_time = _PICTURES_AT_A_TIME_ON_CPU if on_cpu else None
+        # A GPU takes one batch at a time, whatever thread it comes from.
+        self._turn: contextlib.AbstractContextManager[object] = contextlib.nullcontext() if on_cpu else threading.Lock()
         self._top_k = top_k
 
     def __call__(self, decoded: Decoded) -> Decoded:
@@ -139,9 +143,11 @@ class Answerer:
         from classifier.predict import top
 
         new = [entry for entry in decoded.entries if entry.done is None and entry.error is None]
-        if new:
-            rows = self._predictor.probabilities(decoded.pixels)
-            for entry, probabilities in zip(new, rows, strict=True):
+        step = self._at_a_time or max(1, len(new))
+        for start in range(0, len(new), step):
+            with self._turn:
+                rows = self._predictor.probabilities(decoded.pixels[start : start + step])
+            for entry, probabilities in zip(new[start : start + step], rows, strict=True):
                 best = top(probabilities, labels=self._predictor.labels, k=self._top_k)
                 # plain tuples: whoever unpickles a Prediction imports torch
                 entry.predictions = [(label, code, probability) for label, code, probability in best]

@@ -81,16 +81,13 @@ class LocalStorage(Storage):
         try:
             with _open_new(scratch) as stream:
                 yield stream
-            try:
-                os.replace(scratch, target)  # noqa: PTH105 - called for every picture
-            except FileNotFoundError:
-                os.makedirs(os.path.dirname(target), exist_ok=True)  # noqa: PTH103, PTH120 - called for every picture
-                os.replace(scratch, target)  # noqa: PTH105 - called for every picture
+            _rename(scratch, target)
         except OSError as error:
+            _forget(scratch)
             raise OutputError(f"{target} cannot be written: {error.strerror or error}") from error
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(scratch)  # noqa: PTH108
+        except BaseException:
+            _forget(scratch)
+            raise
 
     @override
     def write_all(self, files: Iterable[tuple[str, bytes]]) -> None:
@@ -169,3 +166,16 @@ def _open_new(path: str) -> IO[bytes]:
     except FileNotFoundError:
         os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120
         return open(path, "xb")
+
+
+def _rename(scratch: str, target: str) -> None:
+    try:
+        os.replace(scratch, target)  # noqa: PTH105 - called for every picture
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(target), exist_ok=True)  # noqa: PTH103, PTH120
+        os.replace(scratch, target)  # noqa: PTH105
+
+
+def _forget(scratch: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(scratch)  # noqa: PTH108

@@ -4,7 +4,7 @@ import pytest
 
 from classifier.errors import ClusterError
 from cluster.sizing import Capacity
-from serving.sizing import Plan, admission_cpus, plan_folder
+from serving.sizing import LIST_CPUS, WRITE_CPUS, Plan, admission_cpus, plan_folder
 
 
 @pytest.mark.parametrize("cores", [1, 2, 3, 8, 64, 500])
@@ -15,10 +15,24 @@ def test_what_is_asked_for_always_fits(cores: int, num_workers: int | str, *, st
     cpus = admission_cpus(cores, num_workers) if started_here else cores
     plan = plan_folder(Capacity(cpus=cpus, gpus=0, cores=cores), num_workers=num_workers, device="cpu")
 
-    assert plan.workers * plan.worker_cpus + 0.05 + 0.2 <= cpus
+    assert plan.workers * plan.worker_cpus + LIST_CPUS + WRITE_CPUS <= cpus
     assert plan.workers == (cores if num_workers == "auto" else num_workers)
     assert plan.threads >= 1
     assert plan.workers * plan.threads <= max(cores, plan.workers)
+
+
+@pytest.mark.parametrize("machines", [1, 2, 5, 64])
+@pytest.mark.parametrize("cpus_each", [1, 2, 16])
+@pytest.mark.parametrize("fewer", [0, 1])
+def test_a_place_for_listing_and_writing_is_left_on_one_machine(machines: int, cpus_each: int, fewer: int) -> None:
+    """What is left over all machines together is no use: a task runs on one."""
+    cpus = machines * cpus_each
+    workers = max(1, cpus - fewer)
+    plan = plan_folder(Capacity(cpus=cpus, gpus=0, cores=cpus), num_workers=workers, device="cpu")
+
+    full_machines, rest = divmod(workers, cpus_each)
+    most_crowded = cpus_each if not rest and full_machines == machines else min(cpus_each, rest)
+    assert cpus_each - most_crowded * plan.worker_cpus >= LIST_CPUS + WRITE_CPUS
 
 
 def test_on_cpus_decoding_and_answering_ask_for_the_same_so_that_they_run_as_one() -> None:
