@@ -33,7 +33,9 @@ def test_every_kind_of_picture_is_answered_alike_in_all_three(url: str, animals:
 
     assert readable.all()
     for row, (name, data) in enumerate(pictures.items()):
-        trained_on = dict(zip(predictor.labels, predictor.probabilities(pixels[row : row + 1])[0].tolist(), strict=True))
+        trained_on = dict(
+            zip(predictor.labels, predictor.probabilities(pixels[row : row + 1])[0].tolist(), strict=True)
+        )
         served = requests.post(f"{url}/predict", data=data, timeout=10).json()["predictions"]
         batched = in_folder[f"{name}.json"]["predictions"]
         assert {each["label"]: each["probability"] for each in batched} == pytest.approx(trained_on, rel=1e-5), name
