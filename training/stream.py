@@ -102,6 +102,9 @@ def read_block(block: Any) -> tuple[np.ndarray, np.ndarray]:
 def _decode_batch(batch: pa.Table, *, root: str, spec: dict[str, Any], shards: str | None) -> dict[str, Any]:
     preprocess = PreprocessSpec.model_validate(spec)
     paths = batch["path"].to_pylist()
+    shard = Path(shards) / f"{batch['row'][0].as_py():09d}-{len(paths):05d}.npy" if shards else None
+    if shard is not None and shard.is_file():  # an earlier run decoded just these
+        return _shard_row(shard, len(paths))
     pixels = np.zeros((len(paths), 3, preprocess.height_px, preprocess.width_px), dtype=np.uint8)
     readable = np.ones(len(paths), dtype=bool)
     for place, path in enumerate(paths):
@@ -111,17 +114,20 @@ def _decode_batch(batch: pa.Table, *, root: str, spec: dict[str, Any], shards: s
             pixels[place] = to_pixels(photo, preprocess)
         except BadImage:  # it was fine when the catalog was made: it keeps its place, and weighs nothing
             readable[place] = False
-    if shards is None:
+    if shard is None:
         return {"pixels": pixels, "readable": readable}
-    return _write_shard(Path(shards), batch["row"][0].as_py(), pixels, readable)
+    _write_shard(shard, pixels, readable)
+    return _shard_row(shard, len(paths))
 
 
-def _write_shard(folder: Path, first_row: int, pixels: np.ndarray, readable: np.ndarray) -> dict[str, Any]:
+def _shard_row(shard: Path, rows: int) -> dict[str, Any]:
+    return {"file": np.array([str(shard)]), "rows": np.array([rows])}
+
+
+def _write_shard(file: Path, pixels: np.ndarray, readable: np.ndarray) -> None:
     """Two files, each whole or absent: the pixels come last, so a shard that can be seen is complete."""
-    file = folder / f"{first_row:09d}.npy"
     for target, array in ((Path(f"{file}.readable.npy"), readable), (file, pixels)):
-        scratch = folder / f".{target.name}.{os.getpid()}"
+        scratch = file.parent / f".{target.name}.{os.getpid()}"
         with scratch.open("wb") as stream:
             np.save(stream, array)
         scratch.replace(target)
-    return {"file": np.array([str(file)]), "rows": np.array([len(pixels)])}

@@ -1,0 +1,71 @@
+"""Decoded pixels: in memory or on disk the same, and decoded once."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from classifier import image
+from classifier.network import load_preprocess
+from classifier.preprocess import load_pixels
+from tests.conftest import TINY_CONFIG
+from tests.training.digits import write_picture
+from training.stream import read_block, stream_blocks
+
+
+def _blocks(root: Path, paths: list[str], shards: Path | None) -> tuple[np.ndarray, np.ndarray]:
+    import ray
+
+    spec = load_preprocess("tiny", size_px=32, max_pixels=image.MAX_PIXELS, config=TINY_CONFIG)
+    streamed = stream_blocks(paths, root=root, spec=spec, task_cpus=1, tasks=1, name="digits", shards=shards)
+    opened = []
+    for block, rows in streamed:
+        pixels, readable = read_block(block if isinstance(block, str) else ray.get(block))
+        assert len(pixels) == len(readable) == rows
+        opened.append((pixels, readable))
+    pixels, readable = zip(*opened, strict=True)
+    return np.concatenate(pixels), np.concatenate(readable)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, ray_once: None) -> tuple[Path, list[str]]:
+    """Forty pictures, the fourth of which is broken."""
+    root = tmp_path / "pictures"
+    paths = [f"{number}.png" for number in range(40)]
+    for number, path in enumerate(paths):
+        write_picture(root / path, colour=(number, 255 - number, 7))
+    (root / "3.png").write_bytes(b"broken since the catalog was made")
+    return root, paths
+
+
+def test_blocks_hold_every_picture_in_order_and_say_which_could_not_be_read(pictures: tuple[Path, list[str]]) -> None:
+    """More blocks than one, and each row is what `load_pixels` gives."""
+    root, paths = pictures
+    spec = load_preprocess("tiny", size_px=32, max_pixels=image.MAX_PIXELS, config=TINY_CONFIG)
+
+    pixels, readable = _blocks(root, paths, None)
+
+    assert np.flatnonzero(~readable).tolist() == [3]
+    for row, path in enumerate(paths):
+        if row != 3:
+            assert np.array_equal(pixels[row], load_pixels((root / path).read_bytes(), spec))
+
+
+def test_blocks_on_disk_are_the_same_and_a_second_run_decodes_nothing(
+    pictures: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    """The pictures are gone by then: what comes back can only come from the cache."""
+    root, paths = pictures
+    shards = tmp_path / "cache"
+    shards.mkdir()
+
+    in_memory = _blocks(root, paths, None)
+    first = _blocks(root, paths, shards)
+    for path in paths:
+        (root / path).unlink()
+    second = _blocks(root, paths, shards)
+
+    for pixels, readable in (first, second):
+        assert np.array_equal(pixels, in_memory[0])
+        assert np.array_equal(readable, in_memory[1])
+    assert not list(shards.glob(".*"))
