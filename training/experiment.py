@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from classifier.errors import ClassifierError
-from cluster.sizing import Plan
+from cluster.sizing import TRIAL_CPUS, Plan
 from training.config import TrainConfig
 from training.loop import Job, train_loop
 from training.run_folder import RunFolder
 
-_TRIAL_CPUS = 0.01  # Tune refuses 0
 # Failures of Ray's own controller (a placement that never comes, say); its default is to try again for ever.
 _CONTROLLER_FAILURES = 3
 
@@ -36,7 +35,7 @@ def run_experiment(experiment: Experiment, folder: RunFolder) -> None:
     """
     from ray import tune
 
-    trial = tune.with_resources(tune.with_parameters(_run_trial, experiment=experiment), {"CPU": _TRIAL_CPUS})
+    trial = tune.with_resources(tune.with_parameters(_run_trial, experiment=experiment), {"CPU": TRIAL_CPUS})
     tuner = tune.Tuner(
         trial,
         param_space={},
