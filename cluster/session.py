@@ -33,7 +33,7 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     # PyTorch's threads spin while they wait for each other, 300,000 rounds by default. Beside decode tasks or another
     # program that takes the cores from those who would end the wait: two jobs on two cores got half the rate of one.
-    # With 3,000 rounds two get 1.2 times that of one, which alone keeps nine tenths.
+    # With 3,000 rounds two get more than one, and one alone keeps nine tenths.
     "GOMP_SPINCOUNT": "3000",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
