@@ -48,7 +48,7 @@ class Network(nn.Module):
 
     def normalise(self, pixels: Tensor) -> Tensor:  # uint8 or float [B,3,H,W] in 0..255 -> float32 [B,3,H,W]
         """Rescale and normalise as the model's own processor would; the result lies in channels_last."""
-        # channels_last: convolutions on CPUs and on tensor cores are faster in it, by up to 1.95x (BENCHMARKS.md)
+        # channels_last: convolutions on CPUs and on tensor cores are faster in it
         floats = pixels.to(dtype=torch.float32, memory_format=torch.channels_last)
         return (floats - self.mean) / self.std
 
