@@ -67,10 +67,6 @@ class Terminal:
         """Keep the log where it is, because a message names it."""
         self._keep = True
 
-    def forget_log(self) -> None:
-        """The log's folder is about to be removed."""
-        self._keep = True
-
     def close(self) -> None:
         """Give the descriptors back, and remove a log that nobody was told of."""
         sys.stdout.flush()

@@ -200,7 +200,6 @@ def _close_interrupted(
 
     candidates = find_candidates(folder)
     if not candidates:
-        terminal.forget_log()
         remove_run_folder(folder, models=config.paths.models)
         terminal.say("Stopped before the first epoch was over; nothing is kept.")
         return EXIT_INTERRUPTED
