@@ -57,6 +57,14 @@ def test_a_class_of_three_large_groups_still_reaches_all_splits() -> None:
     assert set(_split(["a"] * 30, groups)) == {"train", "val", "test"}
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_class_of_two_pictures_and_many_copies_of_a_third_reaches_all_splits(seed: int) -> None:
+    """The share asks for more than the small groups hold; what is left must still be one for each split."""
+    groups = ["x", "y"] + ["z"] * 28
+
+    assert set(_split(["a"] * 30, groups, seed=seed)) == {"train", "val", "test"}
+
+
 def test_the_seed_decides_and_the_order_of_files_does_not() -> None:
     """The same pictures under the same seed are split the same, however they are listed."""
     groups = [f"g{index}" for index in range(50)]
