@@ -298,7 +298,8 @@ def _repeat(photos: Path, target: Path, count: int) -> Path:
 def _model_folder(weights: Path, photos: Path, folder: Path) -> Path:
     from classifier import image
     from classifier.model_folder import write_model
-    from classifier.network import load_network, load_preprocess
+    from classifier.network import load_network
+    from classifier.processor import load_preprocess
 
     labels = tuple(sorted(entry.name for entry in photos.iterdir() if entry.is_dir()))
     spec = load_preprocess(str(weights), size_px=None, max_pixels=image.MAX_PIXELS)

@@ -56,8 +56,9 @@ def _write_model(weights: Path, model: Path) -> None:
     """A model folder of five classes with its `model.onnx`."""
     from classifier import image
     from classifier.model_folder import write_model
-    from classifier.network import load_network, load_preprocess
+    from classifier.network import load_network
     from classifier.onnx_export import export_onnx
+    from classifier.processor import load_preprocess
 
     labels = tuple("abcde")
     spec = load_preprocess(str(weights), size_px=None, max_pixels=image.MAX_PIXELS)

@@ -31,9 +31,10 @@ from PIL import Image
 
 from classifier import image
 from classifier.model_folder import write_model
-from classifier.network import load_network, load_preprocess
+from classifier.network import load_network
 from classifier.predict import Predictor
 from classifier.preprocess import load_pixels
+from classifier.processor import load_preprocess
 
 _ROOT = Path(__file__).resolve().parent.parent
 _RESULTS = _ROOT / "benchmarks" / "results" / "serve.json"

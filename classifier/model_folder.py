@@ -154,7 +154,7 @@ def load_model(folder: Path) -> ModelFolder:
         check_file(folder, file, manifest)
     try:
         backbone = read_backbone(folder / "config.json", folder / WEIGHTS)
-    except Exception as error:  # as in network._explained
+    except Exception as error:  # as in source.explained
         raise BadModelFolder(f"{folder} cannot be loaded: {type(error).__name__}: {str(error)[:300]}") from error
     of_config = tuple(backbone.config.id2label[code] for code in range(backbone.config.num_labels))
     if of_config != manifest.labels:

@@ -3,29 +3,24 @@
 Axis letters: B pictures, C classes, H and W pixels.
 """
 
-import contextlib
 import logging
-import os
-import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from classifier.errors import UnknownModel
 from classifier.preprocess import PreprocessSpec
+from classifier.source import explained, local_or_hub
 
 if TYPE_CHECKING:
-    from transformers import BaseImageProcessor, PreTrainedModel
+    from transformers import PreTrainedModel
 
 _log = logging.getLogger(__name__)
 
 # PyTorch's own default is 0.1. TensorFlow's momentum is the share that is *kept*, 0.99 and above.
 _BATCH_NORM_MOMENTUM = 0.05
-_HUB = "huggingface.co"
-_HUB_TIMEOUT_S = 5.0
 
 
 class Network(nn.Module):
@@ -66,7 +61,7 @@ def load_network(
     Args:
         name: a model of the Hugging Face hub, or a folder in its form. Not used with `config`.
         labels: class names; their order gives the codes.
-        spec: the model's preprocessing, from `load_preprocess`.
+        spec: the model's preprocessing, from `processor.load_preprocess`.
         config: a Hugging Face config (`model_type` and its fields): random weights, nothing to download.
 
     Raises:
@@ -76,7 +71,7 @@ def load_network(
 
     id2label = dict(enumerate(labels))
     head = {"id2label": id2label, "label2id": {label: code for code, label in id2label.items()}}
-    with _explained(name, config):
+    with explained(name, config):
         if config is not None:
             fields = {key: value for key, value in config.items() if key != "model_type"}
             backbone = AutoModelForImageClassification.from_config(
@@ -85,7 +80,7 @@ def load_network(
         else:
             # float32: a checkpoint saved in half precision would otherwise be trained in it
             backbone = AutoModelForImageClassification.from_pretrained(
-                _local_or_hub(name), ignore_mismatched_sizes=True, dtype=torch.float32, trust_remote_code=False, **head
+                local_or_hub(name), ignore_mismatched_sizes=True, dtype=torch.float32, trust_remote_code=False, **head
             )
     backbone.config.problem_type = "single_label_classification"
     _repair_batch_norm(backbone)
@@ -122,56 +117,6 @@ def read_backbone(config_file: Path, weights_file: Path) -> "PreTrainedModel":
     return backbone
 
 
-def load_preprocess(
-    name: str, *, size_px: int | None, max_pixels: int, config: dict[str, Any] | None = None
-) -> PreprocessSpec:
-    """Find a model's own preprocessing.
-
-    Args:
-        name: as for `load_network`.
-        size_px: resize every picture to this square instead; needed with `config`, and where a model states no size.
-        max_pixels: the largest picture that is decoded.
-        config: as for `load_network`.
-
-    Raises:
-        UnknownModel: the model cannot be found, or states no image size while `size_px` is None.
-    """
-    from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig, ViTImageProcessorPil
-
-    with _explained(name, config):
-        if config is not None:
-            processor = None
-            stated = AutoConfig.for_model(config["model_type"])
-            size_px = size_px or config.get("image_size")
-        else:
-            place = _local_or_hub(name)
-            processor = _own_processor(place)
-            stated = AutoConfig.from_pretrained(place, trust_remote_code=False)
-            if processor is None and size_px is None:
-                size_px = getattr(stated, "image_size", None)
-        if type(stated) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
-            raise ValueError(f"a network of the type {stated.model_type} has no form that classifies images")
-    if processor is None and not isinstance(size_px, int):
-        raise UnknownModel(f"{name} states no image size; set model.size_px, for example model.size_px=224")
-    if isinstance(size_px, int):
-        # A square, from the processor's own mean and std where it has them.
-        kept = {
-            key: getattr(processor, key) for key in ("image_mean", "image_std", "resample") if processor is not None
-        }
-        processor = ViTImageProcessorPil(size={"height": size_px, "width": size_px}, **kept)
-    assert processor is not None
-    return PreprocessSpec.from_processor(processor, max_pixels=max_pixels)
-
-
-def _own_processor(place: str) -> "BaseImageProcessor | None":
-    from transformers import AutoImageProcessor
-
-    try:
-        return AutoImageProcessor.from_pretrained(place, backend="pil", trust_remote_code=False)
-    except (OSError, ValueError):  # no preprocessor_config.json, or one of a kind that has no Pillow form
-        return None
-
-
 def _repair_batch_norm(backbone: nn.Module) -> None:
     """transformers hands TensorFlow's momentum to PyTorch, where it means the opposite: 0.997 makes the running
     statistics those of the last batch, and validation accuracy falls by up to 20 points while the loss improves."""
@@ -187,57 +132,3 @@ def _repair_dropout(backbone: nn.Module) -> None:
         if isinstance(module, nn.Dropout) and module.p > 0.5:
             _log.info("dropout %s is TensorFlow's keep probability; set to %s", module.p, 1 - module.p)
             module.p = round(1 - module.p, 6)
-
-
-def _local_or_hub(name: str) -> str:
-    """A folder's absolute path, or the name itself when the hub or its cache can give it.
-
-    Raises:
-        UnknownModel: the name is neither a folder nor cached, and the hub does not answer.
-    """
-    if Path(name).expanduser().is_dir():
-        return str(Path(name).expanduser().resolve())
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UnknownModel(
-            f"model.model_name={name}: no such folder; expected a folder with config.json, or a hub name"
-        )
-    if not _is_cached(name) and not _hub_answers():
-        raise UnknownModel(
-            f"{name} is neither a folder nor in the local cache, and {_HUB} cannot be reached; connect, or set "
-            "model.model_name=FOLDER to a downloaded model (config.json, model.safetensors, preprocessor_config.json)"
-        )
-    return name
-
-
-def _is_cached(name: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    return isinstance(try_to_load_from_cache(name, "config.json"), str)
-
-
-def _hub_answers() -> bool:
-    """Asked once, shortly: the hub's own client retries for 25 s before it gives up."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        return False
-    if any(os.environ.get(key) for key in ("HF_ENDPOINT", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True  # reached another way than by a direct connection: let the client find out
-    try:
-        with socket.create_connection((_HUB, 443), timeout=_HUB_TIMEOUT_S):
-            return True
-    except OSError:
-        return False
-
-
-@contextlib.contextmanager
-def _explained(name: str, config: dict[str, Any] | None) -> Iterator[None]:
-    what = f"model.model_name={name}" if config is None else f"model.config with model_type={config.get('model_type')}"
-    try:
-        yield
-    except UnknownModel:
-        raise
-    except Exception as error:  # transformers and the hub raise OSError, ValueError, KeyError, RuntimeError, ...
-        first_line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UnknownModel(
-            f"{what} cannot be loaded as an image classifier: {first_line.strip()[:300]}; expected a model of the "
-            "hub's Image Classification or Image Feature Extraction category, or a folder in its form"
-        ) from error

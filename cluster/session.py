@@ -38,6 +38,9 @@ _ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
 
+# On one machine that we started there is no one to take a node away, so nothing need watch for it.
+_LOCAL_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+
 
 @dataclass(frozen=True)
 class Session:
@@ -61,7 +64,7 @@ def ray_session(*, address: str | None, admission_cpus: int | None) -> Iterator[
     Raises:
         ClusterError: the cluster cannot be reached, or Ray cannot be started.
     """
-    for key, value in _ENVIRONMENT.items():
+    for key, value in (_ENVIRONMENT if address else _ENVIRONMENT | _LOCAL_ENVIRONMENT).items():
         os.environ.setdefault(key, value)
     use_token()
     import ray

@@ -52,7 +52,8 @@ def write_tiny_model(folder: Path, *, labels: tuple[str, ...], seed: int) -> Pat
 
     from classifier import image
     from classifier.model_folder import write_model
-    from classifier.network import load_network, load_preprocess
+    from classifier.network import load_network
+    from classifier.processor import load_preprocess
 
     torch.manual_seed(seed)
     spec = load_preprocess("tiny", size_px=32, max_pixels=image.MAX_PIXELS, config=TINY_CONFIG)

@@ -65,11 +65,17 @@ def _run_trial(_: dict[str, Any], *, experiment: Experiment) -> None:
     """The body of the trial: Ray's supported way to have Tune run Train V2 is a trainer inside a function."""
     import ray.train
     from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
     from ray.tune.integration.ray_train import TuneReportCallback
+
+    class Trainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            # A process that hands out dataset shards, started before the workers may begin; ours come from the Feed.
+            return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
 
     plan, job = experiment.plan, experiment.job
     resources = {"CPU": plan.cpus_per_worker} | ({"GPU": 1} if plan.use_gpu else {})
-    TorchTrainer(
+    Trainer(
         train_loop,
         train_loop_config={"job": job},
         scaling_config=ray.train.ScalingConfig(

@@ -43,7 +43,8 @@ def train_loop(options: dict[str, Any]) -> None:
 
     from classifier.network import load_network
     from training.batches import EvalBatches, Pixels, StopRequested, TrainBatches
-    from training.checkpoint import CKPT, EpochReport
+    from training.checkpoint import CKPT
+    from training.epoch_report import EpochReport
     from training.module import ClassifierModule
     from training.run_folder import RunFolder
 

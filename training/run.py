@@ -59,7 +59,7 @@ def _command(arguments: list[str], terminal: Terminal) -> int:
 
 
 def _train(config: "TrainConfig", terminal: Terminal) -> int:
-    from classifier.network import load_preprocess
+    from classifier.processor import load_preprocess
     from cluster.session import address_from_environment, ray_session
     from cluster.sizing import admission_cpus, physical_cores, plan_training
     from training.listing import find_dataset, list_dataset
@@ -75,6 +75,7 @@ def _train(config: "TrainConfig", terminal: Terminal) -> int:
         size_px=config.model.size_px,
         max_pixels=config.data.max_pixels,
         config=config.model.config,
+        remember_in=config.paths.cache,
     )
     address = address_from_environment()
     terminal.say(f"Joining the Ray cluster at {address} ..." if address else "Starting Ray on this machine ...")

@@ -13,8 +13,9 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 
 from classifier import image
 from classifier.errors import ConfigError, UnknownModel
-from classifier.network import Network, load_network, load_preprocess
+from classifier.network import Network, load_network
 from classifier.preprocess import PreprocessSpec, load_pixels
+from classifier.processor import load_preprocess
 from tests.classifier.pictures import encoded, photo
 
 LABELS = ("cat", "dog", "fish")

@@ -16,11 +16,12 @@ from torch import nn
 from classifier import image
 from classifier.errors import BadModelFolder
 from classifier.model_folder import OnnxReport, load_model, read_manifest, sha256, write_manifest, write_model
-from classifier.network import Network, load_network, load_preprocess
+from classifier.network import Network, load_network
 from classifier.onnx_backend import OnnxBackend
 from classifier.onnx_export import export_onnx
 from classifier.predict import Predictor
 from classifier.preprocess import load_pixels
+from classifier.processor import load_preprocess
 from tests.classifier import test_network
 from tests.conftest import write_tiny_model
 

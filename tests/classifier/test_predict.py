@@ -104,7 +104,8 @@ def test_real_photos_get_the_answers_that_the_pipeline_gives(shared: Path, tmp_p
     """A real checkpoint with its thousand classes, on photos of the network's own size."""
     from classifier import image
     from classifier.model_folder import write_model
-    from classifier.network import Network, load_preprocess, read_backbone
+    from classifier.network import Network, read_backbone
+    from classifier.processor import load_preprocess
 
     place = shared / "models" / "mobilenet-v1-0.25-224-imagenet1k"
     backbone = read_backbone(place / "config.json", place / "model.safetensors")

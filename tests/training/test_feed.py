@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from classifier import image
-from classifier.network import load_preprocess
+from classifier.processor import load_preprocess
 from tests.conftest import TINY_CONFIG
 from training.feed import Feed, FeedPlan
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from classifier import image
-from classifier.network import load_preprocess
 from classifier.preprocess import load_pixels
+from classifier.processor import load_preprocess
 from tests.conftest import TINY_CONFIG
 from tests.training.digits import write_picture
 from training.stream import read_block, stream_blocks

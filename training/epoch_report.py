@@ -1,0 +1,112 @@
+"""The end of an epoch: one report to Ray with one checkpoint, the rule that stops, the history that explains."""
+
+import csv
+import io
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as lightning
+
+from training.checkpoint import CKPT, METRICS
+from training.config import CallbacksConfig
+from training.module import ClassifierModule
+from training.stopping import NoImprovementStopper, best_of, score
+
+HISTORY_COLUMNS = ("epoch", "train_loss", "val_loss", "val_acc", "lr", "seconds", "pictures_per_s")
+_TRIAL = "run"
+
+
+class EpochReport(lightning.Callback):
+    """Reports each epoch once, from every worker.
+
+    Its state travels in the checkpoint, so a run that goes on knows its history, and patience is not reset.
+    """
+
+    def __init__(
+        self,
+        rules: CallbacksConfig,
+        *,
+        report: Callable[[dict[str, Any], Path | None], None],
+        tell: Callable[[dict[str, Any]], None],
+        history_file: Path,
+        pictures: int,
+    ) -> None:
+        self._rules = rules
+        stopping = rules.early_stopping
+        self._stopper = (
+            NoImprovementStopper(
+                monitor=stopping.monitor, mode=stopping.mode, patience=stopping.patience, min_delta=stopping.min_delta
+            )
+            if stopping
+            else None
+        )
+        self._report, self._tell = report, tell
+        self._history_file, self._pictures = history_file, pictures
+        self._history: list[dict[str, Any]] = []
+        self._started_s = 0.0
+        self._trained_s = 0.0
+
+    @property
+    def epoch(self) -> int:
+        """The epoch under way, counted over resumes; Lightning's own count lags behind after one."""
+        return len(self._history)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know."""
+        return {"history": self._history, "stopper": self._stopper.state() if self._stopper else None}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        self._history = list(state_dict["history"])
+        if self._stopper and state_dict["stopper"]:
+            self._stopper.load_state(state_dict["stopper"])
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Start the clock."""
+        self._started_s = time.monotonic()
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Training is over for this epoch."""
+        self._trained_s = time.monotonic() - self._started_s
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Report, keep a checkpoint, decide whether to stop."""
+        assert isinstance(pl_module, ClassifierModule)
+        row: dict[str, Any] = {"epoch": self.epoch, **pl_module.take_epoch_metrics()}
+        row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        row["seconds"] = round(time.monotonic() - self._started_s, 3)
+        row["pictures_per_s"] = round(self._pictures / max(1e-9, self._trained_s), 1)
+        self._history.append(row)
+        if self._stopper and self._stopper(_TRIAL, row):
+            trainer.should_stop = True
+        rule = self._rules.model_checkpoint
+        best = best_of(self._history, monitor=rule.monitor, mode=rule.mode)
+        metrics = {**row, "score": score(row, monitor=rule.monitor, mode=rule.mode)}
+        with tempfile.TemporaryDirectory(prefix="checkpoint-") as scratch:
+            # every rank calls it (it ends with a barrier), the first one writes
+            trainer.save_checkpoint(Path(scratch) / CKPT)
+            if trainer.is_global_zero:
+                (Path(scratch) / METRICS).write_text(json.dumps(metrics))
+                _write_history(self._history_file, self._history)
+                if trainer.logger is not None:
+                    curves = {key: row[key] for key in ("train_loss", "val_loss", "val_acc", "lr")}
+                    trainer.logger.log_metrics(curves, step=row["epoch"])
+            self._report(metrics, Path(scratch) if trainer.is_global_zero else None)
+        self._started_s = time.monotonic()
+        if trainer.is_global_zero:
+            self._tell({"kind": "epoch", **row, "best_epoch": best["epoch"], "best": best[rule.monitor]})
+
+
+def _write_history(file: Path, history: list[dict[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, HISTORY_COLUMNS)
+    writer.writeheader()
+    writer.writerows(history)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_suffix(".csv.new")
+    scratch.write_text(text.getvalue())
+    scratch.replace(file)
