@@ -16,7 +16,9 @@ class TrainerConfig(Section):
 
     device: Literal["auto", "cpu", "gpu"] = Field(description="auto uses GPUs when the cluster has them")
     max_epochs: int = Field(ge=1, description="the most epochs that are trained; early stopping may end it sooner")
-    precision: Literal["auto", "32", "bf16"] = Field(description="auto is bf16 on GPUs and 32-bit floats on CPUs")
+    precision: Literal["auto", 32, "bf16"] = Field(
+        description="auto is bf16 where the GPU or CPU computes in it, else 32-bit floats"
+    )
     gradient_clip: float | None = Field(ge=0, description="largest gradient norm; null for no limit")
     max_failures: int = Field(ge=0, description="how often a run goes on from its last checkpoint after a worker died")
 

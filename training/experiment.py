@@ -23,6 +23,7 @@ class Experiment:
 
     job: Job
     plan: Plan
+    own_cluster: bool  # whether Ray was started for this run, and ends with it
     max_failures: int
     keep: int  # how many of the best checkpoints Ray keeps, beside the latest
 
@@ -51,11 +52,12 @@ def run_experiment(experiment: Experiment, folder: RunFolder) -> None:
         raise TrainingFailed(_cause(result.error)) from result.error
 
 
-def plan_experiment(job: Job, plan: Plan, config: TrainConfig) -> Experiment:
+def plan_experiment(job: Job, plan: Plan, config: TrainConfig, *, own_cluster: bool) -> Experiment:
     """Put the parts of a run together."""
     return Experiment(
         job=job,
         plan=plan,
+        own_cluster=own_cluster,
         max_failures=config.trainer.max_failures,
         keep=config.callbacks.model_checkpoint.save_top_k,
     )
@@ -66,14 +68,20 @@ def _run_trial(_: dict[str, Any], *, experiment: Experiment) -> None:
     import ray.train
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.tune.integration.ray_train import TuneReportCallback
+
+    # Each is a process that must be up before the workers may begin. Dataset shards come from the Feed; and a placement
+    # group that a dead controller leaves behind does not outlive a cluster that ends with this run.
+    unneeded = (DatasetsCallback, PlacementGroupCleanerCallback) if experiment.own_cluster else DatasetsCallback
 
     class Trainer(TorchTrainer):
         def _create_default_callbacks(self) -> list[Any]:
-            # A process that hands out dataset shards, started before the workers may begin; ours come from the Feed.
-            return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
+            return [each for each in super()._create_default_callbacks() if not isinstance(each, unneeded)]
 
     plan, job = experiment.plan, experiment.job
+    # not before: until the trial's process is up, there are not enough cores for both
+    job.feed.start.remote()
     resources = {"CPU": plan.cpus_per_worker} | ({"GPU": 1} if plan.use_gpu else {})
     Trainer(
         train_loop,

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 
 from classifier.errors import OutputError
 from classifier.preprocess import PreprocessSpec
@@ -23,6 +25,8 @@ from training.run_folder import RunFolder
 from training.split import SPLITS
 
 _GIB = 1024**3
+# Files that it is worth starting another decoding process for: about a second of work, as its imports are.
+_TASK_BYTES = 16 * 1024**2
 
 
 @contextlib.contextmanager
@@ -35,7 +39,7 @@ def plan_job(
     *,
     object_store_bytes: float,
 ) -> Iterator[Job]:
-    """Start to decode, and say what the workers are to do; at the end the decoded pixels are let go."""
+    """Say what is to be decoded and what the workers are to do; at the end the decoded pixels are let go."""
     import ray
 
     paths, codes = _in_order(catalog, seed=config.seed)
@@ -47,12 +51,11 @@ def plan_job(
         splits=paths,
         spec=spec,
         decode_cpus=plan.decode_cpus,
-        decode_tasks=plan.decode_tasks,
+        decode_tasks=min(plan.decode_tasks, math.ceil(_size_bytes(catalog) / _TASK_BYTES)),
         shards=_shards(config, catalog, spec, needed_bytes=needed, object_store_bytes=object_store_bytes),
         name=name,
     )
     feed = ray.remote(num_cpus=0)(Feed).options(name=f"feed-{name}").remote(feed_plan)
-    feed.start.remote()
     try:
         yield Job(
             config=_with_whole_paths(config).model_dump(mode="json"),
@@ -77,6 +80,11 @@ def _with_whole_paths(config: TrainConfig) -> TrainConfig:
     if config.model.config is not None or not folder.is_dir():
         return config
     return config.model_copy(update={"model": config.model.model_copy(update={"model_name": str(folder.absolute())})})
+
+
+def _size_bytes(catalog: Catalog) -> int:
+    used = pc.equal(catalog.table["state"], "used")
+    return int(pc.sum(catalog.table.filter(used)["size_bytes"]).as_py())
 
 
 def _in_order(catalog: Catalog, *, seed: int) -> tuple[dict[str, list[str]], dict[str, np.ndarray]]:

@@ -1,5 +1,10 @@
 """What each training worker does, from its first line to its last."""
 
+import contextlib
+import importlib.machinery
+import sys
+import types
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +41,8 @@ def train_loop(options: dict[str, Any]) -> None:
 
     job: Job = options["job"]
     torch.set_num_threads(job.threads)
-    import lightning.pytorch as lightning
+    with _without_scipy_signal():
+        import lightning.pytorch as lightning
     import ray
     from ray import train
     from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
@@ -126,6 +132,26 @@ def train_loop(options: dict[str, Any]) -> None:
     )
 
 
+@contextlib.contextmanager
+def _without_scipy_signal() -> Iterator[None]:
+    """torchmetrics, which Lightning imports, imports scipy.signal to give a window an old name: a second of every start.
+
+    It finds a stand-in that has the name already.
+    """
+    name = "scipy.signal"
+    if name in sys.modules:
+        yield
+        return
+    stand_in = types.ModuleType(name)
+    stand_in.__spec__ = importlib.machinery.ModuleSpec(name, None)
+    stand_in.hamming = None  # type: ignore[attr-defined]
+    sys.modules[name] = stand_in
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
 def _freeze_unused(network: Any, spec: PreprocessSpec) -> None:
     """Take parameters that no loss reaches (a mask token, a pooler) out of training: DDP would wait for them."""
     import torch
@@ -149,9 +175,20 @@ def _averaging(config: TrainConfig) -> list[Any]:
 
 
 def _precision(config: TrainConfig, *, on_gpu: bool) -> Any:
-    if config.trainer.precision == "auto":
-        return "bf16-mixed" if on_gpu else "32-true"
-    return {"32": "32-true", "bf16": "bf16-mixed"}[config.trainer.precision]
+    """Lightning's name for it. Weights, averages, loss and statistics are 32-bit floats in either."""
+    import torch
+
+    asked = config.trainer.precision
+    if asked == "auto":
+        # Emulated, it is slower: this asks for AMX or AVX-512 BF16, or for tensor cores that take it.
+        cpu = torch.cpu.get_capabilities()
+        computes = (
+            torch.cuda.is_bf16_supported(including_emulation=False)
+            if on_gpu
+            else (cpu.get("amx_bf16", False) or cpu.get("avx512_bf16", False))
+        )
+        asked = "bf16" if computes else 32
+    return "bf16-mixed" if asked == "bf16" else "32-true"
 
 
 def _logger(config: TrainConfig, folder: Any) -> Any:

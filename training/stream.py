@@ -70,6 +70,8 @@ def stream_blocks(
     Yields:
         (block, pictures in it): a reference to a table, or the path of a file. `read_block` opens either.
     """
+    from ray.data import TaskPoolStrategy
+
     in_block = rows_in_block(spec, pictures=len(paths), tasks=tasks)
     table = pa.table({"path": pa.array(paths, pa.string()), "row": pa.array(range(len(paths)), pa.int64())})
     dataset = dataset_of(table, rows_in_task=in_block, name=name).map_batches(
@@ -77,6 +79,7 @@ def stream_blocks(
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=task_cpus,
+        compute=TaskPoolStrategy(size=tasks),
         fn_kwargs={"root": str(root), "spec": spec.model_dump(), "shards": str(shards) if shards else None},
     )
     if shards is not None:
