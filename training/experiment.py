@@ -23,7 +23,6 @@ class Experiment:
 
     job: Job
     plan: Plan
-    own_cluster: bool  # whether Ray was started for this run, and ends with it
     max_failures: int
     keep: int  # how many of the best checkpoints Ray keeps, beside the latest
 
@@ -52,12 +51,11 @@ def run_experiment(experiment: Experiment, folder: RunFolder) -> None:
         raise TrainingFailed(_cause(result.error)) from result.error
 
 
-def plan_experiment(job: Job, plan: Plan, config: TrainConfig, *, own_cluster: bool) -> Experiment:
+def plan_experiment(job: Job, plan: Plan, config: TrainConfig) -> Experiment:
     """Put the parts of a run together."""
     return Experiment(
         job=job,
         plan=plan,
-        own_cluster=own_cluster,
         max_failures=config.trainer.max_failures,
         keep=config.callbacks.model_checkpoint.save_top_k,
     )
@@ -68,16 +66,12 @@ def _run_trial(_: dict[str, Any], *, experiment: Experiment) -> None:
     import ray.train
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.tune.integration.ray_train import TuneReportCallback
-
-    # Each is a process that must be up before the workers may begin. Dataset shards come from the Feed; and a placement
-    # group that a dead controller leaves behind does not outlive a cluster that ends with this run.
-    unneeded = (DatasetsCallback, PlacementGroupCleanerCallback) if experiment.own_cluster else DatasetsCallback
 
     class Trainer(TorchTrainer):
         def _create_default_callbacks(self) -> list[Any]:
-            return [each for each in super()._create_default_callbacks() if not isinstance(each, unneeded)]
+            # A process that hands out dataset shards, started before the workers may begin; ours come from the Feed.
+            return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
 
     plan, job = experiment.plan, experiment.job
     # not before: until the trial's process is up, there are not enough cores for both

@@ -141,9 +141,7 @@ def _run(
         )
         try:
             with progress:
-                stopped = _run_until_stopped(
-                    plan_experiment(job, plan, config, own_cluster=session.started_here), folder, terminal
-                )
+                stopped = _run_until_stopped(plan_experiment(job, plan, config), folder, terminal)
         except BaseException:
             keep_checkpoints(folder, monitor=rule.monitor, mode=rule.mode, save_top_k=rule.save_top_k)
             _say_how_to_go_on(folder, terminal)

@@ -34,7 +34,8 @@ def dataset_of(table: pa.Table, *, rows_in_task: int, name: str) -> "Dataset":
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
     chunks = [table.slice(start, rows_in_task).combine_chunks() for start in range(0, table.num_rows, rows_in_task)]
-    dataset = ray.data.from_arrow(chunks)
+    # from_arrow would run a task for each chunk to find out its size
+    dataset: Dataset = ray.data.from_blocks(chunks)
     dataset.set_name(name)
     return dataset
 
