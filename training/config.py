@@ -18,7 +18,12 @@ class TrainerConfig(Section):
     max_epochs: int = Field(ge=1, description="the most epochs that are trained; early stopping may end it sooner")
     precision: Literal["auto", "32", "bf16"] = Field(description="auto is bf16 on GPUs and 32-bit floats on CPUs")
     gradient_clip: float | None = Field(ge=0, description="largest gradient norm; null for no limit")
-    max_failures: int = Field(ge=0, description="how often a run goes on from its last checkpoint after a worker died")
+    max_failures: int = Field(
+        ge=0, description="how often a run goes on from its last checkpoint after a worker or a machine was lost"
+    )
+    slow_after_s: float = Field(gt=0, description="a worker that does the same for so many seconds is named")
+    hang_after_s: float = Field(gt=0, description="one that does the same for so long is ended and counts as lost")
+    storage_wait_s: float = Field(ge=0, description="for how long a checkpoint that cannot be written is tried again")
 
 
 class ModelConfig(Section):

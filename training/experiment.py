@@ -1,20 +1,26 @@
 """A run is a Tune experiment of one trial, and the trial is a Ray Train TorchTrainer."""
 
-from dataclasses import dataclass
+import os
+import sys
+import time
+from dataclasses import dataclass, replace
 from typing import Any
 
 from classifier.errors import ClassifierError
 from cluster.sizing import TRIAL_CPUS, Plan
 from training.config import TrainConfig
-from training.loop import Job, train_loop
+from training.loop import Job
 from training.run_folder import RunFolder
 
+_ANSWER_WITHIN_S = 60.0
+# Before an attempt follows one that Ray gave up: what the old one reserved is given back meanwhile.
+_PAUSE_S = 2.0
 # Failures of Ray's own controller (a placement that never comes, say); its default is to try again for ever.
 _CONTROLLER_FAILURES = 3
 
 
 class TrainingFailed(RuntimeError):
-    """A worker raised, or died more often than `trainer.max_failures`; the message is the first cause."""
+    """A worker's code raised, or more was lost than `trainer.max_failures` allows; the message is the first cause."""
 
 
 @dataclass(frozen=True)
@@ -24,16 +30,66 @@ class Experiment:
     job: Job
     plan: Plan
     max_failures: int
+    hang_after_s: float
     keep: int  # how many of the best checkpoints Ray keeps, beside the latest
 
 
 def run_experiment(experiment: Experiment, folder: RunFolder) -> None:
     """Train, and return when the model folder is written or the user's stop is carried out.
 
+    Ray Train starts lost workers anew. When its own controller is lost, the run goes on as `resume=` would.
+
     Raises:
         TrainingFailed: with the cause.
+        ClassifierError: a worker found something that is the user's to mend.
     """
-    from ray import tune
+    import ray
+
+    feed, most, failures = experiment.job.feed, experiment.max_failures, 0
+    while True:
+        error = _fit(replace(experiment, max_failures=most - failures), folder)
+        if error is None:
+            return
+        print(error, file=sys.stderr)  # noqa: T201  descriptor 2 is the log
+        fault, failures = ray.get(feed.verdict.remote(), timeout=_ANSWER_WITHIN_S)
+        if fault is not None:
+            print(fault["traceback"], file=sys.stderr)  # noqa: T201
+            raise ClassifierError(fault["line"]) if fault["users"] else TrainingFailed(fault["line"])
+        if failures <= most:  # the workers were not at fault, or Ray would have started them anew
+            ray.get(feed.fail.remote({-1: f"was lost ({_cause(error)})"}), timeout=_ANSWER_WITHIN_S)
+            failures += 1
+        if failures > most:
+            raise TrainingFailed(
+                f"{failures} failures, more than trainer.max_failures={most} allows; the last: {_cause(error)}"
+            ) from error
+        time.sleep(_PAUSE_S)
+        experiment = replace(experiment, job=_next_job(experiment.job, folder))
+
+
+def plan_experiment(job: Job, plan: Plan, config: TrainConfig) -> Experiment:
+    """Put the parts of a run together."""
+    return Experiment(
+        job=job,
+        plan=plan,
+        max_failures=config.trainer.max_failures,
+        hang_after_s=config.trainer.hang_after_s,
+        keep=config.callbacks.model_checkpoint.save_top_k,
+    )
+
+
+def _next_job(job: Job, folder: RunFolder) -> Job:
+    """The same job from the last whole checkpoint on, under a name of its own: the old one's state may be torn."""
+    from training.checkpoint import find_candidates
+    from training.job import attempt_name
+
+    candidates = find_candidates(folder)
+    last = candidates[-1].file if candidates else job.resume_from
+    return replace(job, attempt=attempt_name(folder, job.run), resume_from=last)
+
+
+def _fit(experiment: Experiment, folder: RunFolder) -> BaseException | None:
+    """One Tune experiment of one trial; returns what ended it early."""
+    from ray import exceptions, tune
 
     trial = tune.with_resources(tune.with_parameters(_run_trial, experiment=experiment), {"CPU": TRIAL_CPUS})
     tuner = tune.Tuner(
@@ -46,32 +102,32 @@ def run_experiment(experiment: Experiment, folder: RunFolder) -> None:
             verbose=0,
         ),
     )
-    (result,) = tuner.fit()
-    if result.error is not None:
-        raise TrainingFailed(_cause(result.error)) from result.error
-
-
-def plan_experiment(job: Job, plan: Plan, config: TrainConfig) -> Experiment:
-    """Put the parts of a run together."""
-    return Experiment(
-        job=job,
-        plan=plan,
-        max_failures=config.trainer.max_failures,
-        keep=config.callbacks.model_checkpoint.save_top_k,
-    )
+    try:
+        (result,) = tuner.fit()
+    except (OSError, exceptions.RayError) as error:
+        return error
+    ended_by: BaseException | None = result.error
+    return ended_by
 
 
 def _run_trial(_: dict[str, Any], *, experiment: Experiment) -> None:
     """The body of the trial: Ray's supported way to have Tune run Train V2 is a trainer inside a function."""
     import ray.train
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    plan, job = experiment.plan, experiment.job
+    from training.failures import FailureReport
+    from training.worker import run_worker
+
+    plan, job, limit_s = experiment.plan, experiment.job, experiment.hang_after_s
+    # a worker that is stopped or cut off ends neither itself nor the others' waiting for it
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(limit_s)
+    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(limit_s)
     resources = {"CPU": plan.cpus_per_worker} | ({"GPU": 1} if plan.use_gpu else {})
     TorchTrainer(
-        train_loop,
+        run_worker,
         train_loop_config={"job": job},
+        torch_config=TorchConfig(timeout_s=max(1, round(limit_s))),
         scaling_config=ray.train.ScalingConfig(
             num_workers=plan.num_workers, use_gpu=plan.use_gpu, resources_per_worker=resources
         ),
@@ -84,14 +140,12 @@ def _run_trial(_: dict[str, Any], *, experiment: Experiment) -> None:
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=experiment.keep, checkpoint_score_attribute="score", checkpoint_score_order="max"
             ),
-            callbacks=[TuneReportCallback()],
+            callbacks=[FailureReport(job.feed), TuneReportCallback()],
         ),
     ).fit()
 
 
 def _cause(error: BaseException) -> str:
     """The line that a person needs: of the nested tracebacks, the innermost exception's last line."""
-    if isinstance(error, ClassifierError):
-        return str(error)
     lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith((" ", "\t", "Traceback"))]
     return lines[-1].strip() if lines else type(error).__name__

@@ -137,6 +137,8 @@ def _run(
             pictures=len(job.codes["train"]),
             max_epochs=config.trainer.max_epochs,
             monitor=rule.monitor,
+            max_failures=config.trainer.max_failures,
+            slow_after_s=config.trainer.slow_after_s,
         )
         try:
             with progress:
