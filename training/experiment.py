@@ -15,6 +15,7 @@ from training.run_folder import RunFolder
 _ANSWER_WITHIN_S = 60.0
 # Before an attempt follows one that Ray gave up: what the old one reserved is given back meanwhile.
 _PAUSE_S = 2.0
+_LINE_CHARACTERS = 300
 # Failures of Ray's own controller (a placement that never comes, say); its default is to try again for ever.
 _CONTROLLER_FAILURES = 3
 
@@ -56,7 +57,7 @@ def run_experiment(experiment: Experiment, folder: RunFolder) -> None:
             print(fault["traceback"], file=sys.stderr)  # noqa: T201
             raise ClassifierError(fault["line"]) if fault["users"] else TrainingFailed(fault["line"])
         if failures <= most:  # the workers were not at fault, or Ray would have started them anew
-            ray.get(feed.fail.remote({-1: f"was lost ({_cause(error)})"}), timeout=_ANSWER_WITHIN_S)
+            ray.get(feed.fail.remote({-1: f"was lost: {_cause(error)}"}), timeout=_ANSWER_WITHIN_S)
             failures += 1
         if failures > most:
             raise TrainingFailed(
@@ -148,4 +149,6 @@ def _run_trial(_: dict[str, Any], *, experiment: Experiment) -> None:
 def _cause(error: BaseException) -> str:
     """The line that a person needs: of the nested tracebacks, the innermost exception's last line."""
     lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith((" ", "\t", "Traceback"))]
-    return lines[-1].strip() if lines else type(error).__name__
+    last = lines[-1].strip() if lines else type(error).__name__
+    # Ray's guesses at why a process ended are sentences long
+    return "its process was killed or crashed" if "worker process has died" in last else last[:_LINE_CHARACTERS]
