@@ -130,7 +130,7 @@ def _run_trial(_: dict[str, Any], *, experiment: Experiment) -> None:
         train_loop_config={"job": job},
         torch_config=TorchConfig(timeout_s=max(1, round(limit_s))),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=plan.num_workers, use_gpu=plan.use_gpu, resources_per_worker=resources
+            num_workers=plan.elastic or plan.num_workers, use_gpu=plan.use_gpu, resources_per_worker=resources
         ),
         run_config=ray.train.RunConfig(
             name=job.attempt,

@@ -93,7 +93,8 @@ def test_a_killed_worker_costs_at_most_the_epoch_and_changes_nothing(scene: Scen
 
     said = run.wait_for(r"^Worker \d \(.*, process \d+\) was killed or crashed")
     assert "starting anew from the last checkpoint (failure 1, trainer.max_failures=2)" in said
-    assert run.lines.count("Training goes on with epoch 2 on 2 workers.\n") == 1
+    on = [line for line in run.lines if line.startswith("Training goes on with epoch")]
+    assert len(on) == 1 and on[0] in [f"Training goes on with epoch {epoch} on 2 workers.\n" for epoch in (2, 3)]
     assert [int(line.split()[1]) for line in run.lines if line.startswith("Epoch ")] == list(range(_EPOCHS))
     assert _history(run) == pytest.approx(_history(undisturbed), abs=2e-3)
     assert not list(run.model.rglob(".*"))
