@@ -26,6 +26,7 @@ class TrainerConfig(Section):
     )
     slow_after_s: float = Field(gt=0, description="a worker that does the same for so many seconds is named")
     hang_after_s: float = Field(gt=0, description="one that does the same for so long is ended and counts as lost")
+    resize_every_s: float = Field(gt=0, description="with num_workers=2..8: how often the cluster is looked at")
     storage_wait_s: float = Field(ge=0, description="for how long a checkpoint that cannot be written is tried again")
 
 

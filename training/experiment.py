@@ -32,6 +32,7 @@ class Experiment:
     plan: Plan
     max_failures: int
     hang_after_s: float
+    resize_every_s: float
     keep: int  # how many of the best checkpoints Ray keeps, beside the latest
 
 
@@ -44,20 +45,18 @@ def run_experiment(experiment: Experiment, folder: RunFolder) -> None:
         TrainingFailed: with the cause.
         ClassifierError: a worker found something that is the user's to mend.
     """
-    import ray
-
     feed, most, failures = experiment.job.feed, experiment.max_failures, 0
     while True:
         error = _fit(replace(experiment, max_failures=most - failures), folder)
         if error is None:
             return
         print(error, file=sys.stderr)  # noqa: T201  descriptor 2 is the log
-        fault, failures = ray.get(feed.verdict.remote(), timeout=_ANSWER_WITHIN_S)
+        fault, failures = _answer(feed.verdict.remote())
         if fault is not None:
             print(fault["traceback"], file=sys.stderr)  # noqa: T201
             raise ClassifierError(fault["line"]) if fault["users"] else TrainingFailed(fault["line"])
         if failures <= most:  # the workers were not at fault, or Ray would have started them anew
-            ray.get(feed.fail.remote({-1: f"was lost: {_cause(error)}"}), timeout=_ANSWER_WITHIN_S)
+            _answer(feed.fail.remote({-1: f"was lost: {_cause(error)}"}))
             failures += 1
         if failures > most:
             raise TrainingFailed(
@@ -74,8 +73,23 @@ def plan_experiment(job: Job, plan: Plan, config: TrainConfig) -> Experiment:
         plan=plan,
         max_failures=config.trainer.max_failures,
         hang_after_s=config.trainer.hang_after_s,
+        resize_every_s=config.trainer.resize_every_s,
         keep=config.callbacks.model_checkpoint.save_top_k,
     )
+
+
+def _answer(asked: Any) -> Any:
+    """What the feed says.
+
+    Raises:
+        TrainingFailed: it is lost. It runs beside this process, so that no other machine's end is its end.
+    """
+    import ray
+
+    try:
+        return ray.get(asked, timeout=_ANSWER_WITHIN_S)
+    except ray.exceptions.RayError as error:
+        raise TrainingFailed("the actor that hands out the pictures was lost") from error
 
 
 def _next_job(job: Job, folder: RunFolder) -> Job:
@@ -130,7 +144,10 @@ def _run_trial(_: dict[str, Any], *, experiment: Experiment) -> None:
         train_loop_config={"job": job},
         torch_config=TorchConfig(timeout_s=max(1, round(limit_s))),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=plan.elastic or plan.num_workers, use_gpu=plan.use_gpu, resources_per_worker=resources
+            num_workers=plan.elastic or plan.num_workers,
+            use_gpu=plan.use_gpu,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=experiment.resize_every_s,
         ),
         run_config=ray.train.RunConfig(
             name=job.attempt,

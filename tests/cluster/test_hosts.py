@@ -53,4 +53,4 @@ def test_a_host_that_is_cut_off_in_mid_epoch_costs_at_most_the_epoch(tmp_path: P
     assert "Training goes on with epoch 2 on 2 workers.\n" in run.lines
     metrics = json.loads((run.model / "train_info/metrics.json").read_text())
     assert metrics["epochs"] == _EPOCHS
-    assert noticed_s < 60, "Ray is asked to notice within half a minute"
+    assert noticed_s < 110, "Ray gives a machine five chances of 13 s"
