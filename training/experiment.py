@@ -132,7 +132,7 @@ def _run_trial(_: dict[str, Any], *, experiment: Experiment) -> None:
     from ray.tune.integration.ray_train import TuneReportCallback
 
     from training.failures import FailureReport
-    from training.worker import run_worker
+    from training.worker import OwnInterface, run_worker
 
     plan, job, limit_s = experiment.plan, experiment.job, experiment.hang_after_s
     # a worker that is stopped or cut off ends neither itself nor the others' waiting for it
@@ -158,7 +158,7 @@ def _run_trial(_: dict[str, Any], *, experiment: Experiment) -> None:
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=experiment.keep, checkpoint_score_attribute="score", checkpoint_score_order="max"
             ),
-            callbacks=[FailureReport(job.feed), TuneReportCallback()],
+            callbacks=[FailureReport(job.feed), TuneReportCallback(), OwnInterface()],
         ),
     ).fit()
 

@@ -44,7 +44,7 @@ class Worker:
         self.doing: tuple[int, int, int] | None = None  # epoch, batch, phase
         self._began_s = self._heard_s = time.monotonic()
 
-    def heard(self, doing: tuple[int, int, int], since_s: float) -> None:
+    def heard(self, doing: tuple[int, int, int] | None, since_s: float) -> None:
         """It told what it does, and for how long already."""
         self.doing, self._heard_s = doing, time.monotonic()
         self._began_s = self._heard_s - since_s
@@ -127,8 +127,11 @@ class Feed:
         self._workers[rank].place, self._steps = (epoch, step), steps
         return True
 
-    async def beat(self, attempt: str, rank: int, doing: tuple[int, int, int], since_s: float) -> None:
-        """A worker is alive: what it does (epoch, batch, phase; see `watch`), and for how many seconds already."""
+    async def beat(self, attempt: str, rank: int, doing: tuple[int, int, int] | None, since_s: float) -> None:
+        """A worker is alive: what it does (epoch, batch, phase; see `watch`), and for how many seconds already.
+
+        None: it does nothing that another one waits for any more.
+        """
         if attempt == self._attempt:
             self._workers[rank].heard(doing, since_s)
 

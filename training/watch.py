@@ -26,7 +26,7 @@ class Watch(lightning.Callback):
         self,
         *,
         epoch: Callable[[], int],
-        tell: Callable[[Doing, float], Any],
+        tell: Callable[[Doing | None, float], Any],
         hang_after_s: float,
         end: Callable[[], Any] = lambda: os._exit(1),
         beat_s: float = BEAT_S,
@@ -35,7 +35,7 @@ class Watch(lightning.Callback):
 
         Args:
             epoch: the epoch under way.
-            tell: is given what the worker does, and for how many seconds already.
+            tell: is given what the worker does, and for how many seconds already; None at the end.
             hang_after_s: a worker that does the same for longer is ended; the others would wait for it for ever.
             end: how.
             beat_s: how often it tells.
@@ -99,3 +99,4 @@ class Watch(lightning.Callback):
                 faulthandler.dump_traceback(all_threads=True)
                 self._end()
                 return
+        self._tell(None, 0.0)

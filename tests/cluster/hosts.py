@@ -1,9 +1,8 @@
-"""Hosts of their own on this machine: network namespaces with their own addresses, joined by a switch."""
+"""Hosts of their own on this machine: namespaces with their own addresses and processes, joined by a switch."""
 
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -11,6 +10,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 from tests.cluster.deployment import ROOT
 
@@ -20,8 +21,8 @@ _START_WITHIN_S = 90
 
 def why_not() -> str | None:
     """Why there can be no namespaces here, or None."""
-    if shutil.which("ip") is None:
-        return "needs ip (package iproute2)"
+    if shutil.which("ip") is None or shutil.which("nsenter") is None:
+        return "needs ip and nsenter (packages iproute2 and util-linux)"
     try:
         with _switch("cf-try"):
             return None
@@ -46,9 +47,10 @@ class Hosts:
         """A host's own address."""
         return f"{_NETWORK}.{host + 1}"
 
-    def on(self, host: int) -> tuple[str, ...]:
-        """What a command begins with to run on a host."""
-        return ("ip", "netns", "exec", self.names[host])
+    def on(self, host: int, folder: Path) -> tuple[str, ...]:
+        """What a command begins with to run on a host, in a folder."""
+        (first,) = psutil.Process(self.processes[host].pid).children()
+        return ("nsenter", f"--target={first.pid}", "--net", "--pid", "--mount", "--", "env", f"--chdir={folder}")
 
     def processes_on(self, host: int) -> set[int]:
         """The ids of a host's processes."""
@@ -77,7 +79,7 @@ def hosts(count: int, *, cpus: int, environment: dict[str, str]) -> Iterator[Hos
         stack.callback(_stop, made)
         for host in range(count):
             made.processes.append(_start(made, host, cpus, environment))
-            _wait(made, host)
+            _wait(made, host, environment)
         yield made
 
 
@@ -114,11 +116,11 @@ def _start(made: Hosts, host: int, cpus: int, environment: dict[str, str]) -> "s
     ray = str(Path(sys.executable).with_name("ray"))
     joined = ["--head", "--port=6379", "--include-dashboard=false", f"--temp-dir={made.folder}"]
     role = joined if host == 0 else [f"--address={made.address}"]
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     with (made.folder / f"host{host}.log").open("wb") as log:
         return subprocess.Popen(
             [
-                *made.on(host),
+                *("ip", "netns", "exec", made.names[host]),
+                *("unshare", "--pid", "--fork", "--mount-proc", "--kill-child"),
                 ray,
                 "start",
                 "--block",
@@ -128,15 +130,15 @@ def _start(made: Hosts, host: int, cpus: int, environment: dict[str, str]) -> "s
                 "--object-store-memory=200000000",
             ],
             cwd=ROOT,
-            env=inherited | environment,
+            env=_environment(environment),
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
 
 
-def _wait(made: Hosts, host: int) -> None:
-    """Until the head's own list has this host."""
+def _wait(made: Hosts, host: int, environment: dict[str, str]) -> None:
+    """Until the host says so; after the last one, until the head's own list has them all."""
     count = (
         "import ray, sys; ray.init(address=sys.argv[1], logging_level='error'); "
         "print(sum(node['Alive'] for node in ray.nodes()))"
@@ -144,11 +146,12 @@ def _wait(made: Hosts, host: int) -> None:
     deadline = time.monotonic() + _START_WITHIN_S
     log = made.folder / f"host{host}.log"
     while time.monotonic() < deadline:
-        if "Ray runtime started" in log.read_text() and host + 1 < len(made.names):
-            return
         if "Ray runtime started" in log.read_text():
+            if host + 1 < len(made.names):
+                return
             seen = subprocess.run(
-                [*made.on(0), sys.executable, "-c", count, made.address],
+                [*made.on(0, ROOT), sys.executable, "-c", count, made.address],
+                env=_environment(environment),
                 capture_output=True,
                 text=True,
                 timeout=60,
@@ -161,13 +164,12 @@ def _wait(made: Hosts, host: int) -> None:
     raise TimeoutError(f"host {host} did not start within {_START_WITHIN_S} s:\n{log.read_text()}")
 
 
+def _environment(own: dict[str, str]) -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | own
+
+
 def _stop(made: Hosts) -> None:
-    """A host that is cut off still has its processes: each group is asked, then killed."""
-    for process in reversed(made.processes):
-        process.send_signal(signal.SIGTERM)
+    """Switch the hosts off: with the first process of a host all of its processes end."""
     for process in made.processes:
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        process.kill()
+        process.wait()

@@ -35,7 +35,7 @@ def test_a_host_that_is_cut_off_in_mid_epoch_costs_at_most_the_epoch(tmp_path: P
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "b" * 64}
     with (
         hosts(3, cpus=1, environment=token) as made,
-        training(tmp_path, *_SETTINGS, address=made.address, environment=token, prefix=made.on(0)) as run,
+        training(tmp_path, *_SETTINGS, address=made.address, environment=token, prefix=made.on(0, tmp_path)) as run,
     ):
         run.wait_for(r"^Training on 2 workers")
         workers = {process.pid for process in find("ray::RayTrainWorker")}

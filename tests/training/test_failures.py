@@ -186,13 +186,15 @@ def _watch(**options: Any) -> Watch:
 
 def test_a_worker_tells_what_it_does_and_for_how_long() -> None:
     """Epoch, batch, phase: what it is behind in."""
-    told: list[tuple[tuple[int, int, int], float]] = []
-    twice = threading.Event()
+    told: list[tuple[tuple[int, int, int] | None, float]] = []
+    twice, over = threading.Event(), threading.Event()
 
-    def tell(doing: tuple[int, int, int], since_s: float) -> None:
+    def tell(doing: tuple[int, int, int] | None, since_s: float) -> None:
         told.append((doing, since_s))
         if len(told) == 2:
             twice.set()
+        if doing is None:
+            over.set()
 
     watch = _watch(tell=tell, hang_after_s=60, beat_s=0.05)
     none = cast(Any, None)
@@ -203,8 +205,9 @@ def test_a_worker_tells_what_it_does_and_for_how_long() -> None:
     watch.on_train_batch_start(none)
     assert twice.wait(10)
     watch.on_exception()
+    assert over.wait(10)
 
-    assert told[-1][0] == (3, 1, 1)
+    assert told[1][0] == (3, 1, 1)
     assert 0 < told[0][1] < told[1][1]
 
 

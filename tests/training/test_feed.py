@@ -117,6 +117,9 @@ def test_the_one_that_the_others_wait_for_is_the_slowest() -> None:
         feed._workers[2]._heard_s -= 60
         named.append((await feed.status(0))["slowest"])
         assert all(since_s >= 65 for _, _, since_s in named)
+        for rank in range(3):
+            await feed.beat(A, rank, None, 0)
+        assert (await feed.status(0))["slowest"] is None
         return [(name, doing) for name, doing, _ in named]
 
     assert asyncio.run(story()) == [
