@@ -162,11 +162,11 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _workers_in_range(self) -> Self:
         asked = self.num_workers
-        if isinstance(asked, str) and asked != "auto":
-            found = re.fullmatch(r"(\d+)\.\.(\d+)", asked)
-            fine = found is not None and 1 <= int(found[1]) < int(found[2]) <= _MOST_WORKERS
+        if isinstance(asked, int):
+            fine = 1 <= asked <= _MOST_WORKERS
         else:
-            fine = asked == "auto" or 1 <= asked <= _MOST_WORKERS
+            found = re.fullmatch(r"(\d+)\.\.(\d+)", asked)
+            fine = asked == "auto" or (found is not None and 1 <= int(found[1]) < int(found[2]) <= _MOST_WORKERS)
         if not fine:
             raise ValueError(
                 f"num_workers={asked}: expected a whole number from 1 to {_MOST_WORKERS}, auto, or a range such as 2..8"
