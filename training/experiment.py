@@ -56,12 +56,10 @@ def run_experiment(experiment: Experiment, folder: RunFolder) -> None:
             print(fault["traceback"], file=sys.stderr)  # noqa: T201
             raise ClassifierError(fault["line"]) if fault["users"] else TrainingFailed(fault["line"])
         if failures <= most:  # the workers were not at fault, or Ray would have started them anew
-            _answer(feed.fail.remote({-1: f"was lost: {_cause(error)}"}))
+            _answer(feed.fail.remote({-1: _cause(error)}))
             failures += 1
         if failures > most:
-            raise TrainingFailed(
-                f"{failures} failures, more than trainer.max_failures={most} allows; the last: {_cause(error)}"
-            ) from error
+            raise TrainingFailed(f"more was lost than trainer.max_failures={most} allows; see above") from error
         time.sleep(_PAUSE_S)
         experiment = replace(experiment, job=_next_job(experiment.job, folder))
 
@@ -164,8 +162,8 @@ def _run_trial(_: dict[str, Any], *, experiment: Experiment) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    """The line that a person needs: of the nested tracebacks, the innermost exception's last line."""
+    """What happened to the controller: of the nested tracebacks, the innermost exception's last line."""
     lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith((" ", "\t", "Traceback"))]
     last = lines[-1].strip() if lines else type(error).__name__
     # Ray's guesses at why a process ended are sentences long
-    return "its process was killed or crashed" if "worker process has died" in last else last[:_LINE_CHARACTERS]
+    return "was killed or crashed" if "has died" in last else f"failed: {last[:_LINE_CHARACTERS]}"

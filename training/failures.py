@@ -80,7 +80,7 @@ class FailureReport(UserCallback):
             return
         self._told.add(told)
         dead = {rank: str(error) for rank, error in worker_exceptions.items() if not isinstance(error, SystemFailed)}
-        if not dead:
+        if not dead and not any(isinstance(error, StorageFailed) for error in worker_exceptions.values()):
             dead = self._find_dead()
         said = {rank: how_it_died(text) for rank, text in dead.items()} or {
             rank: str(error) for rank, error in worker_exceptions.items()

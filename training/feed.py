@@ -145,6 +145,10 @@ class Feed:
         text = ". ".join(f"{self._name_of(rank)} {what}" for rank, what in sorted(said.items()))
         self._events.append({"kind": "failure", "text": text, "number": self._failures})
 
+    async def lose(self, error: BaseException) -> None:
+        """A block is gone, and Ray could not make it again: the next attempt gets them all anew."""
+        self._failure = error
+
     async def workers(self) -> dict[int, Any]:
         """The actors of the present attempt, by rank."""
         return {rank: worker.handle for rank, worker in self._workers.items()}
@@ -176,8 +180,10 @@ class Feed:
         return [worker.place for worker in self._workers.values() if worker.place is not None]
 
     def _name_of(self, rank: int) -> str:
+        if rank < 0:
+            return "The run's controller"
         worker = self._workers.get(rank)
-        return "The run's controller" if rank < 0 else f"Worker {rank}{f' ({worker.where})' if worker else ''}"
+        return f"Worker {rank}{f' ({worker.where})' if worker else ''}"
 
     def _slowest(self) -> tuple[str, str, float] | None:
         """The worker that the others wait for: its name, what it does, for how many seconds already."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 from ray import train
+from ray.exceptions import ObjectLostError
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2._internal.execution.callback import WorkerCallback
 
@@ -63,6 +64,8 @@ def run_worker(options: dict[str, Any]) -> None:
         raise
     except Exception as error:
         if is_systems(error):
+            if isinstance(root(error), ObjectLostError):
+                ray.get(job.feed.lose.remote(root(error)), timeout=_ANSWER_WITHIN_S)
             raise SystemFailed(in_one_line(error)) from error
         fault = {
             "line": in_one_line(error),

@@ -3,6 +3,8 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from classifier import image
 from classifier.network import load_preprocess
 from tests.conftest import TINY_CONFIG
@@ -91,7 +93,7 @@ def test_failures_are_counted_and_named() -> None:
     async def story() -> tuple[list[dict[str, object]], object]:
         feed = await _feed()
         await feed.fail({1: "was lost with its machine"})
-        await feed.fail({-1: "was lost: its process was killed or crashed"})
+        await feed.fail({-1: "was killed or crashed"})
         await feed.blame({"line": "KeyError: 1"})
         await feed.blame({"line": "lost its connection"})
         return (await feed.status(0))["events"], await feed.verdict()
@@ -100,7 +102,7 @@ def test_failures_are_counted_and_named() -> None:
 
     assert [(event["text"], event["number"]) for event in events] == [
         ("Worker 1 (here, process 1) was lost with its machine", 1),
-        ("The run's controller was lost: its process was killed or crashed", 2),
+        ("The run's controller was killed or crashed", 2),
     ]
     assert verdict == ({"line": "KeyError: 1"}, 2)
 
@@ -126,3 +128,28 @@ def test_the_one_that_the_others_wait_for_is_the_slowest() -> None:
         ("Worker 1 (here, process 1)", "computing"),
         ("Worker 2 (here, process 2)", "not answering"),
     ]
+
+
+def test_a_new_attempt_gets_blocks_that_were_lost_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would be given the same lost ones, and fail as the last one did."""
+    decoded: list[str] = []
+
+    def decode(self: Feed, loop: asyncio.AbstractEventLoop) -> None:
+        decoded.append("again")
+        self._blocks["train"].append(("new", 5))
+        loop.call_soon_threadsafe(self._changed.set)
+
+    async def story() -> list[tuple[object, int]]:
+        feed = await _feed()
+        feed._blocks["train"].append(("old", 5))
+        await feed.lose(ConnectionError("lost"))
+        with pytest.raises(ConnectionError):
+            await feed.blocks("train", 0)
+        for rank in (1, 0):
+            await feed.join("second", rank, "there", None)
+        return await feed.blocks("train", 0)
+
+    monkeypatch.setattr(Feed, "_decode", decode)
+
+    assert asyncio.run(story()) == [("new", 5)]
+    assert decoded == ["again"]
