@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fix check bench serve
+.PHONY: help setup demo test fix check bench serve drill
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -29,6 +29,10 @@ test: $(INSTALLED) ## the whole suite: style, types, layers, tests
 bench: $(INSTALLED) ## measure beside peers; `make bench NAME=serve` for one
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
 	for name in $(or $(NAME),serve folder inference); do $(RUN) -m benchmarks.$$name || exit; done
+
+drill: $(INSTALLED) ## kill workers, machines, the command: make drill, or make drill FAULTS=worker:1,node:1
+	$(RUN) -m benchmarks.drill $(if $(FAULTS),faults=$(FAULTS))
+	DRILL=1 $(RUN) -m pytest tests/cluster/test_hosts.py
 
 serve: $(INSTALLED) ## the endpoint behind the fastest ingress: make serve MODEL=EXAMS
 	$(RUN) -m serving.launch model=$(MODEL)

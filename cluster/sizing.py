@@ -12,13 +12,16 @@ from typing import Literal
 from classifier.errors import ClusterError
 
 Device = Literal["auto", "cpu", "gpu"]
-Workers = int | Literal["auto"]
+Workers = int | Literal["auto"] | tuple[int, int]  # the fewest and the most
 
 TRIAL_CPUS = 0.01  # what the Tune trial around a run asks for: Tune refuses 0
 # Ray Data gives each dataset that is being read a whole number of CPUs; training and validation can both be.
 _DECODE_CPUS = 2
 _DECODE_SHARE = 0.25  # of a large cluster
 _SMALLEST_SHARE = 0.05
+# What a worker leaves of its CPUs when their number can change: Ray fills machines with as many as fit, and a decode task
+# must still find a place. Sixteenths, because Ray divides without rounding: three times 0.1 does not fit into 0.3.
+_SPARE = 1 / 16
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,13 @@ class Capacity:
 class Plan:
     """What a training run asks for."""
 
-    num_workers: int
+    num_workers: int  # to start with
     use_gpu: bool
     cpus_per_worker: float
     threads_per_worker: int
     decode_cpus: float  # what one decode task asks for
     decode_tasks: int  # how many of them run at a time
+    elastic: tuple[int, int] | None = None  # the fewest and the most workers, when their number can change
 
 
 def physical_cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
@@ -72,7 +76,7 @@ def physical_cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
 
 def admission_cpus(cores: int, num_workers: Workers) -> int:
     """The CPU count that a cluster started here announces: a token for every worker and some for decoding."""
-    asked = 1 if num_workers == "auto" else num_workers
+    asked = 1 if num_workers == "auto" else num_workers[0] if isinstance(num_workers, tuple) else num_workers
     return max(cores, asked + _DECODE_CPUS)
 
 
@@ -82,7 +86,7 @@ def plan_training(capacity: Capacity, *, num_workers: Workers, device: Device) -
     Args:
         capacity: what the cluster has.
         num_workers: how many training processes; `auto` is one for each GPU, or on CPUs one for each machine, where its
-            threads use every core.
+            threads use every core. A range starts with as many as there is room for, and changes with the cluster.
         device: `auto` takes GPUs when there are any.
 
     Returns:
@@ -95,6 +99,8 @@ def plan_training(capacity: Capacity, *, num_workers: Workers, device: Device) -
     if device == "gpu" and gpus < 1:
         raise ClusterError(f"trainer=gpu, but the cluster has {gpus} GPUs; set trainer=cpu or trainer=auto")
     use_gpu = device != "cpu" and gpus >= 1
+    if isinstance(num_workers, tuple):
+        return _plan_elastic(capacity, num_workers, use_gpu=use_gpu)
     wanted = (gpus if use_gpu else len(capacity.machines)) if num_workers == "auto" else num_workers
     if wanted < 1:
         raise ClusterError(f"num_workers={num_workers}: expected a whole number from 1, or auto")
@@ -120,6 +126,35 @@ def plan_training(capacity: Capacity, *, num_workers: Workers, device: Device) -
         threads_per_worker=max(1, int(min(capacity.cores / wanted, largest))),
         decode_cpus=decode_cpus,
         decode_tasks=decode_tasks,
+    )
+
+
+def _plan_elastic(capacity: Capacity, workers: tuple[int, int], *, use_gpu: bool) -> Plan:
+    """Size a run whose number of workers follows the cluster: each gets the same share from the first to the last.
+
+    Raises:
+        ClusterError: there is no room for the fewest.
+    """
+    fewest, most = workers
+    whole = 1 if use_gpu else max(1, int(_worker_share(capacity, most, use_gpu=False) or 0))
+    for share in (whole - _SPARE, whole - 2 * _SPARE, 1 / 2, 1 / 4, 1 / 8):
+        places = [_places(node, share, use_gpu=use_gpu) for node in capacity.machines]
+        spare = [node.cpus - count * share for node, count in zip(capacity.machines, places, strict=True)]
+        if sum(places) >= fewest and min(spare) >= _SPARE:
+            break
+    else:
+        raise ClusterError(_does_not_fit(capacity, fewest, use_gpu=use_gpu))
+    start = min(most, sum(places))
+    decode_cpus = min(1.0, _hundredths(max(spare) - TRIAL_CPUS))
+    left = capacity.cpus - TRIAL_CPUS - share * start
+    return Plan(
+        num_workers=start,
+        use_gpu=use_gpu,
+        cpus_per_worker=share,
+        threads_per_worker=max(1, int(capacity.cores / start) if len(capacity.machines) == 1 else round(share)),
+        decode_cpus=decode_cpus,
+        decode_tasks=max(1, min(int(left / decode_cpus), int(capacity.cores))),
+        elastic=workers,
     )
 
 

@@ -18,6 +18,18 @@ class Candidate(NamedTuple):
     file: Path
 
 
+def copy_checkpoint(source: Path, target: Path) -> None:
+    """Copy a checkpoint so that what can be seen of it is whole: its metrics, which `find_candidates` asks for, last.
+
+    Ray copies the files of a folder side by side: killed in between, metrics may lie beside half a network.
+    """
+    target.mkdir(exist_ok=True)
+    for name in (CKPT, METRICS):
+        scratch = target / f".{name}.new"
+        shutil.copyfile(source / name, scratch)
+        scratch.replace(target / name)
+
+
 def find_candidates(folder: RunFolder) -> list[Candidate]:
     """Every whole checkpoint that a run has, in order of their epochs; a torn one is passed over."""
     found = [

@@ -1,14 +1,17 @@
 """The configuration of a training run: frozen, without defaults (they live in `configs/`), nothing unknown."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cluster.configuration import Section
+from cluster.sizing import Workers
 
 Monitor = Literal["val_acc", "val_loss"]
 Mode = Literal["max", "min"]
+_MOST_WORKERS = 1024
 
 
 class TrainerConfig(Section):
@@ -20,7 +23,13 @@ class TrainerConfig(Section):
         description="auto is bf16 where the GPU or CPU computes in it, else 32-bit floats"
     )
     gradient_clip: float | None = Field(ge=0, description="largest gradient norm; null for no limit")
-    max_failures: int = Field(ge=0, description="how often a run goes on from its last checkpoint after a worker died")
+    max_failures: int = Field(
+        ge=0, description="how often a run goes on from its last checkpoint after a worker or a machine was lost"
+    )
+    slow_after_s: float = Field(gt=0, description="a worker that does the same for so many seconds is named")
+    hang_after_s: float = Field(gt=0, description="one that does the same for so long is ended and counts as lost")
+    resize_every_s: float = Field(gt=0, description="with num_workers=2..8: how often the cluster is looked at")
+    storage_wait_s: float = Field(ge=0, description="for how long a checkpoint that cannot be written is tried again")
 
 
 class ModelConfig(Section):
@@ -118,13 +127,22 @@ class PathsConfig(Section):
     cache: Path = Field(description="decoded pixels that do not fit in memory")
     models: Path = Field(description="where model folders are written")
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _a_folder(cls, value: Any) -> Any:
+        if isinstance(value, str) and "://" in value:
+            raise ValueError("expected a folder that every machine mounts at the same place; training takes no URLs")
+        return value
+
 
 class TrainConfig(Section):
     """`configs/train.yaml` and the command line, checked."""
 
     ds: str = Field(min_length=1, description="the dataset: the name of a folder in paths.raw_data")
     category: str = Field(pattern=r"^[\w][\w.\-]*$", description="models go to paths.models/DS/CATEGORY/DATE/TIME")
-    num_workers: int | Literal["auto"] = Field(description="training processes; a speed setting, not a result setting")
+    num_workers: int | str = Field(
+        description="training processes, auto, or 2..8 to start with what there is; a speed setting, not a result setting"
+    )
     seed: int = Field(ge=0, lt=2**32, description="of the split, the new head, the order and the augmentation")
     resume: Path | None = Field(description="a model folder whose training goes on from its last checkpoint")
     trainer: TrainerConfig
@@ -135,8 +153,24 @@ class TrainConfig(Section):
     logger: LoggerConfig
     paths: PathsConfig
 
+    @property
+    def workers(self) -> Workers:
+        """`num_workers` as `cluster.sizing` takes it: a number, auto, or the fewest and the most."""
+        if isinstance(self.num_workers, int):
+            return self.num_workers
+        fewest, _, most = self.num_workers.partition("..")
+        return (int(fewest), int(most)) if most else "auto"
+
     @model_validator(mode="after")
     def _workers_in_range(self) -> Self:
-        if self.num_workers != "auto" and not 1 <= self.num_workers <= 1024:
-            raise ValueError(f"num_workers={self.num_workers}: expected auto or a whole number from 1 to 1024")
+        asked = self.num_workers
+        if isinstance(asked, int):
+            fine = 1 <= asked <= _MOST_WORKERS
+        else:
+            found = re.fullmatch(r"(\d+)\.\.(\d+)", asked)
+            fine = asked == "auto" or (found is not None and 1 <= int(found[1]) < int(found[2]) <= _MOST_WORKERS)
+        if not fine:
+            raise ValueError(
+                f"num_workers={asked}: expected a whole number from 1 to {_MOST_WORKERS}, auto, or a range such as 2..8"
+            )
         return self

@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning.pytorch as lightning
 
-from training.checkpoint import CKPT, METRICS
+from training.checkpoint import CKPT, METRICS, copy_checkpoint
 from training.config import CallbacksConfig
 from training.module import ClassifierModule
 from training.stopping import NoImprovementStopper, best_of, score
@@ -32,6 +32,7 @@ class EpochReport(lightning.Callback):
         *,
         report: Callable[[dict[str, Any], Path | None], None],
         tell: Callable[[dict[str, Any]], None],
+        keep: Callable[..., Any],
         history_file: Path,
         pictures: int,
     ) -> None:
@@ -44,7 +45,7 @@ class EpochReport(lightning.Callback):
             if stopping
             else None
         )
-        self._report, self._tell = report, tell
+        self._report, self._tell, self._keep = report, tell, keep
         self._history_file, self._pictures = history_file, pictures
         self._history: list[dict[str, Any]] = []
         self._started_s = 0.0
@@ -68,6 +69,8 @@ class EpochReport(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Start the clock."""
         self._started_s = time.monotonic()
+        if trainer.is_global_zero:
+            self._tell({"kind": "started", "world_size": trainer.world_size, "epoch": self.epoch})
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Training is over for this epoch."""
@@ -91,7 +94,7 @@ class EpochReport(lightning.Callback):
             trainer.save_checkpoint(Path(scratch) / CKPT)
             if trainer.is_global_zero:
                 (Path(scratch) / METRICS).write_text(json.dumps(metrics))
-                _write_history(self._history_file, self._history)
+                self._keep(lambda: _write_history(self._history_file, self._history), what=self._history_file.name)
                 if trainer.logger is not None:
                     curves = {key: row[key] for key in ("train_loss", "val_loss", "val_acc", "lr")}
                     trainer.logger.log_metrics(curves, step=row["epoch"])
@@ -99,6 +102,28 @@ class EpochReport(lightning.Callback):
         self._started_s = time.monotonic()
         if trainer.is_global_zero:
             self._tell({"kind": "epoch", **row, "best_epoch": best["epoch"], "best": best[rule.monitor]})
+
+
+def report(metrics: dict[str, Any], checkpoint: Path | None, *, keep: Callable[..., Any]) -> None:
+    """Report an epoch to Ray Train; a checkpoint is copied to the run's storage first.
+
+    Args:
+        metrics: plain numbers.
+        checkpoint: a folder with a whole checkpoint; None on every worker but the first.
+        keep: `failures.patiently`: the storage may be out of reach for a moment.
+    """
+    from ray import train
+
+    storage = train.get_context().get_storage()
+
+    def upload(_: train.Checkpoint, name: str) -> train.Checkpoint:
+        assert checkpoint is not None
+        target = Path(storage.experiment_fs_path) / name
+        keep(lambda: copy_checkpoint(checkpoint, target), what=f"the checkpoint of epoch {metrics['epoch']}")
+        return train.Checkpoint(str(target), filesystem=storage.storage_filesystem)
+
+    made = train.Checkpoint.from_directory(checkpoint) if checkpoint else None
+    train.report(metrics, checkpoint=made, checkpoint_upload_fn=upload)
 
 
 def _write_history(file: Path, history: list[dict[str, Any]]) -> None:

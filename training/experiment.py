@@ -1,20 +1,27 @@
 """A run is a Tune experiment of one trial, and the trial is a Ray Train TorchTrainer."""
 
-from dataclasses import dataclass
+import os
+import sys
+import time
+from dataclasses import dataclass, replace
 from typing import Any
 
 from classifier.errors import ClassifierError
 from cluster.sizing import TRIAL_CPUS, Plan
 from training.config import TrainConfig
-from training.loop import Job, train_loop
+from training.loop import Job
 from training.run_folder import RunFolder
 
+_ANSWER_WITHIN_S = 60.0
+# Before an attempt follows one that Ray gave up: what the old one reserved is given back meanwhile.
+_PAUSE_S = 2.0
+_LINE_CHARACTERS = 300
 # Failures of Ray's own controller (a placement that never comes, say); its default is to try again for ever.
 _CONTROLLER_FAILURES = 3
 
 
 class TrainingFailed(RuntimeError):
-    """A worker raised, or died more often than `trainer.max_failures`; the message is the first cause."""
+    """A worker's code raised, or more was lost than `trainer.max_failures` allows; the message is the first cause."""
 
 
 @dataclass(frozen=True)
@@ -24,16 +31,78 @@ class Experiment:
     job: Job
     plan: Plan
     max_failures: int
+    hang_after_s: float
+    resize_every_s: float
     keep: int  # how many of the best checkpoints Ray keeps, beside the latest
 
 
 def run_experiment(experiment: Experiment, folder: RunFolder) -> None:
     """Train, and return when the model folder is written or the user's stop is carried out.
 
+    Ray Train starts lost workers anew. When its own controller is lost, the run goes on as `resume=` would.
+
     Raises:
         TrainingFailed: with the cause.
+        ClassifierError: a worker found something that is the user's to mend.
     """
-    from ray import tune
+    feed, most, failures = experiment.job.feed, experiment.max_failures, 0
+    while True:
+        error = _fit(replace(experiment, max_failures=most - failures), folder)
+        if error is None:
+            return
+        print(error, file=sys.stderr)  # noqa: T201  descriptor 2 is the log
+        fault, failures = _answer(feed.verdict.remote())
+        if fault is not None:
+            print(fault["traceback"], file=sys.stderr)  # noqa: T201
+            raise ClassifierError(fault["line"]) if fault["users"] else TrainingFailed(fault["line"])
+        if failures <= most:  # the workers were not at fault, or Ray would have started them anew
+            _answer(feed.fail.remote({-1: _cause(error)}))
+            failures += 1
+        if failures > most:
+            raise TrainingFailed(f"more was lost than trainer.max_failures={most} allows; see above") from error
+        time.sleep(_PAUSE_S)
+        experiment = replace(experiment, job=_next_job(experiment.job, folder))
+
+
+def plan_experiment(job: Job, plan: Plan, config: TrainConfig) -> Experiment:
+    """Put the parts of a run together."""
+    return Experiment(
+        job=job,
+        plan=plan,
+        max_failures=config.trainer.max_failures,
+        hang_after_s=config.trainer.hang_after_s,
+        resize_every_s=config.trainer.resize_every_s,
+        keep=config.callbacks.model_checkpoint.save_top_k,
+    )
+
+
+def _answer(asked: Any) -> Any:
+    """What the feed says.
+
+    Raises:
+        TrainingFailed: it is lost. It runs beside this process, so that no other machine's end is its end.
+    """
+    import ray
+
+    try:
+        return ray.get(asked, timeout=_ANSWER_WITHIN_S)
+    except ray.exceptions.RayError as error:
+        raise TrainingFailed("the actor that hands out the pictures was lost") from error
+
+
+def _next_job(job: Job, folder: RunFolder) -> Job:
+    """The same job from the last whole checkpoint on, under a name of its own: the old one's state may be torn."""
+    from training.checkpoint import find_candidates
+    from training.job import attempt_name
+
+    candidates = find_candidates(folder)
+    last = candidates[-1].file if candidates else job.resume_from
+    return replace(job, attempt=attempt_name(folder, job.run), resume_from=last)
+
+
+def _fit(experiment: Experiment, folder: RunFolder) -> BaseException | None:
+    """One Tune experiment of one trial; returns what ended it early."""
+    from ray import exceptions, tune
 
     trial = tune.with_resources(tune.with_parameters(_run_trial, experiment=experiment), {"CPU": TRIAL_CPUS})
     tuner = tune.Tuner(
@@ -46,42 +115,45 @@ def run_experiment(experiment: Experiment, folder: RunFolder) -> None:
             verbose=0,
         ),
     )
-    (result,) = tuner.fit()
-    if result.error is not None:
-        raise TrainingFailed(_cause(result.error)) from result.error
-
-
-def plan_experiment(job: Job, plan: Plan, config: TrainConfig) -> Experiment:
-    """Put the parts of a run together."""
-    return Experiment(
-        job=job,
-        plan=plan,
-        max_failures=config.trainer.max_failures,
-        keep=config.callbacks.model_checkpoint.save_top_k,
-    )
+    try:
+        (result,) = tuner.fit()
+    except (OSError, exceptions.RayError) as error:
+        return error
+    ended_by: BaseException | None = result.error
+    return ended_by
 
 
 def _run_trial(_: dict[str, Any], *, experiment: Experiment) -> None:
     """The body of the trial: Ray's supported way to have Tune run Train V2 is a trainer inside a function."""
     import ray.train
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
     from ray.tune.integration.ray_train import TuneReportCallback
+
+    from training.failures import FailureReport
+    from training.worker import OwnInterface, run_worker
 
     class Trainer(TorchTrainer):
         def _create_default_callbacks(self) -> list[Any]:
             # A process that hands out dataset shards, started before the workers may begin; ours come from the Feed.
             return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
 
-    plan, job = experiment.plan, experiment.job
+    plan, job, limit_s = experiment.plan, experiment.job, experiment.hang_after_s
+    # a worker that is stopped or cut off ends neither itself nor the others' waiting for it
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(limit_s)
+    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(limit_s)
     # not before: until the trial's process is up, there are not enough cores for both
     job.feed.start.remote()
     resources = {"CPU": plan.cpus_per_worker} | ({"GPU": 1} if plan.use_gpu else {})
     Trainer(
-        train_loop,
+        run_worker,
         train_loop_config={"job": job},
+        torch_config=TorchConfig(timeout_s=max(1, round(limit_s))),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=plan.num_workers, use_gpu=plan.use_gpu, resources_per_worker=resources
+            num_workers=plan.elastic or plan.num_workers,
+            use_gpu=plan.use_gpu,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=experiment.resize_every_s,
         ),
         run_config=ray.train.RunConfig(
             name=job.attempt,
@@ -92,14 +164,14 @@ def _run_trial(_: dict[str, Any], *, experiment: Experiment) -> None:
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=experiment.keep, checkpoint_score_attribute="score", checkpoint_score_order="max"
             ),
-            callbacks=[TuneReportCallback()],
+            callbacks=[FailureReport(job.feed), TuneReportCallback(), OwnInterface()],
         ),
     ).fit()
 
 
 def _cause(error: BaseException) -> str:
-    """The line that a person needs: of the nested tracebacks, the innermost exception's last line."""
-    if isinstance(error, ClassifierError):
-        return str(error)
+    """What happened to the controller: of the nested tracebacks, the innermost exception's last line."""
     lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith((" ", "\t", "Traceback"))]
-    return lines[-1].strip() if lines else type(error).__name__
+    last = lines[-1].strip() if lines else type(error).__name__
+    # Ray's guesses at why a process ended are sentences long
+    return "was killed or crashed" if "has died" in last else f"failed: {last[:_LINE_CHARACTERS]}"

@@ -7,6 +7,7 @@ far each is, and at which step all of them stop when the user asks to.
 import asyncio
 import contextlib
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from classifier.preprocess import PreprocessSpec
 
 # A worker asks again after this long: a wait never outlives its reason unseen.
 _POLL_S = 10.0
+# A worker tells this often what it does.
+BEAT_S = 5.0
+# What a worker can be doing with a batch; one that the others wait for is in an earlier phase than they are.
+PHASES = ("waiting for pictures", "computing", "adding up gradients", "saving the epoch")
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,31 @@ class FeedPlan:
     name: str
 
 
+class Worker:
+    """What the feed knows of a worker of the present attempt."""
+
+    def __init__(self, where: str, handle: Any) -> None:
+        self.where, self.handle = where, handle
+        self.place: tuple[int, int] | None = None  # epoch, step that it asked for
+        self.doing: tuple[int, int, int] | None = None  # epoch, batch, phase
+        self._began_s = self._heard_s = time.monotonic()
+
+    def heard(self, doing: tuple[int, int, int] | None, since_s: float) -> None:
+        """It told what it does, and for how long already."""
+        self.doing, self._heard_s = doing, time.monotonic()
+        self._began_s = self._heard_s - since_s
+
+    @property
+    def stuck_s(self) -> float:
+        """For how long it has been doing the same."""
+        return time.monotonic() - self._began_s
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether not even its watch is heard any more: the process is stopped, or its machine cut off."""
+        return time.monotonic() - self._heard_s > 3 * BEAT_S
+
+
 class Feed:
     """Runs as an async actor; every method is a question that one of the others asks."""
 
@@ -37,17 +67,42 @@ class Feed:
         self._plan = plan
         self._blocks: dict[str, list[tuple[Any, int]]] = {split: [] for split in plan.splits}
         self._failure: BaseException | None = None
+        self._decoding = False
         self._changed = asyncio.Event()
-        self._places: dict[int, tuple[int, int]] = {}
+        self._attempt = ""
+        self._workers: dict[int, Worker] = {}
         self._steps = 0
         self._stopping = False
         self._ceiling: tuple[int, int] | None = None
         self._events: list[dict[str, Any]] = []
+        self._fault: dict[str, Any] | None = None
+        self._failures = 0
 
     async def start(self) -> None:
-        """Begin to decode."""
+        """Begin to decode, unless an earlier trial has seen to it."""
+        if not self._decoding:
+            self._decoding = True
+            self._begin()
+
+    def _begin(self) -> None:
         loop = asyncio.get_running_loop()
         threading.Thread(target=self._decode, args=(loop,), name="decode", daemon=True).start()
+
+    async def join(self, attempt: str, rank: int, where: str, handle: Any) -> None:
+        """A worker starts; the first one of a new attempt makes the feed forget how far the last attempt was.
+
+        Args:
+            attempt: the same for all workers that were started together.
+            rank: which of them it is.
+            where: its machine and process, for the user.
+            handle: its actor.
+        """
+        if attempt != self._attempt:
+            self._attempt, self._workers, self._ceiling = attempt, {}, None
+            if self._failure is not None:  # what ended the decoding may be over
+                self._failure, self._blocks = None, {split: [] for split in self._plan.splits}
+                self._begin()
+        self._workers[rank] = Worker(where, handle)
 
     async def blocks(self, split: str, since: int) -> list[tuple[Any, int]]:
         """The blocks of a split from number `since` on; waits for one, at most `_POLL_S`.
@@ -63,18 +118,50 @@ class Feed:
             raise self._failure
         return self._blocks[split][since:]
 
-    async def tick(self, rank: int, epoch: int, step: int, steps: int) -> bool:
+    async def tick(self, attempt: str, rank: int, epoch: int, step: int, steps: int) -> bool:
         """A worker is about to take a step. False: take no more, and every other worker is told so at this same step.
 
         Workers that stopped at different steps would wait for each other's gradients for ever.
         """
+        if attempt != self._attempt:  # its peers are dead, and it will be ended
+            return True
         if self._stopping and self._ceiling is None:
-            furthest = max(self._places.values(), default=(epoch, step - 1))
+            furthest = max(self._places(), default=(epoch, step - 1))
             self._ceiling = (furthest[0], furthest[1] + 1)
         if self._ceiling is not None and (epoch, step) >= self._ceiling:
             return False
-        self._places[rank], self._steps = (epoch, step), steps
+        self._workers[rank].place, self._steps = (epoch, step), steps
         return True
+
+    async def beat(self, attempt: str, rank: int, doing: tuple[int, int, int] | None, since_s: float) -> None:
+        """A worker is alive: what it does (epoch, batch, phase; see `watch`), and for how many seconds already.
+
+        None: it does nothing that another one waits for any more.
+        """
+        if attempt == self._attempt:
+            self._workers[rank].heard(doing, since_s)
+
+    async def blame(self, fault: dict[str, Any]) -> None:
+        """A worker's code raised; what the first one says is what the user is shown."""
+        self._fault = self._fault or fault
+
+    async def fail(self, said: dict[int, str]) -> None:
+        """Workers failed (rank -> what happened, as a predicate), or with no rank, -1, what runs them."""
+        self._failures += 1
+        text = ". ".join(f"{self._name_of(rank)} {what}" for rank, what in sorted(said.items()))
+        self._events.append({"kind": "failure", "text": text, "number": self._failures})
+
+    async def lose(self, error: BaseException) -> None:
+        """A block is gone, and Ray could not make it again: the next attempt gets them all anew."""
+        self._failure = error
+
+    async def workers(self) -> dict[int, Any]:
+        """The actors of the present attempt, by rank."""
+        return {rank: worker.handle for rank, worker in self._workers.items()}
+
+    async def verdict(self) -> tuple[dict[str, Any] | None, int]:
+        """The fault of the code, if there was one, and how many failures of the cluster there were."""
+        return self._fault, self._failures
 
     async def stop(self) -> None:
         """The user asks to stop."""
@@ -86,9 +173,33 @@ class Feed:
 
     async def status(self, since: int) -> dict[str, Any]:
         """How far training and decoding are, and the events from number `since` on."""
-        place = max(self._places.values(), default=None)
         decoded = {split: sum(rows for _, rows in blocks) for split, blocks in self._blocks.items()}
-        return {"place": place, "steps": self._steps, "decoded": decoded, "events": self._events[since:]}
+        return {
+            "place": max(self._places(), default=None),
+            "steps": self._steps,
+            "decoded": decoded,
+            "events": self._events[since:],
+            "slowest": self._slowest(),
+        }
+
+    def _places(self) -> list[tuple[int, int]]:
+        return [worker.place for worker in self._workers.values() if worker.place is not None]
+
+    def _name_of(self, rank: int) -> str:
+        if rank < 0:
+            return "The run's controller"
+        worker = self._workers.get(rank)
+        return f"Worker {rank}{f' ({worker.where})' if worker else ''}"
+
+    def _slowest(self) -> tuple[str, str, float] | None:
+        """The worker that the others wait for: its name, what it does, for how many seconds already."""
+        heard = {rank: worker for rank, worker in self._workers.items() if worker.doing is not None}
+        if not heard:
+            return None
+        silent = {rank: worker for rank, worker in heard.items() if worker.is_silent}
+        rank, worker = min((silent or heard).items(), key=lambda pair: (pair[1].doing, -pair[1].stuck_s))
+        assert worker.doing is not None
+        return self._name_of(rank), "not answering" if silent else PHASES[worker.doing[2]], worker.stuck_s
 
     def _decode(self, loop: asyncio.AbstractEventLoop) -> None:
         from training.stream import stream_blocks

@@ -41,6 +41,7 @@ def plan_job(
 ) -> Iterator[Job]:
     """Say what is to be decoded and what the workers are to do; at the end the decoded pixels are let go."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     paths, codes = _in_order(catalog, seed=config.seed)
     candidates = find_candidates(folder)
@@ -55,7 +56,9 @@ def plan_job(
         shards=_shards(config, catalog, spec, needed_bytes=needed, object_store_bytes=object_store_bytes),
         name=name,
     )
-    feed = ray.remote(num_cpus=0)(Feed).options(name=f"feed-{name}").remote(feed_plan)
+    # Beside the driver, whose end is the run's end in any case: elsewhere a second machine could end it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    feed = ray.remote(num_cpus=0)(Feed).options(name=f"feed-{name}", scheduling_strategy=here).remote(feed_plan)
     try:
         yield Job(
             config=_with_whole_paths(config).model_dump(mode="json"),
@@ -65,13 +68,19 @@ def plan_job(
             paths=paths,
             dataset={"name": catalog.name, "fingerprint": catalog.fingerprint, "counts": catalog.counts()},
             folder=folder.path,
-            attempt=f"train-{len(folder.attempts()):02d}-{name}",
+            run=name,
+            attempt=attempt_name(folder, name),
             resume_from=candidates[-1].file if candidates else None,
             threads=plan.threads_per_worker,
             feed=feed,
         )
     finally:
         ray.kill(feed)
+
+
+def attempt_name(folder: RunFolder, run: str) -> str:
+    """What the next Train run of a folder is called; the dashboard shows it."""
+    return f"train-{len(folder.attempts()):02d}-{run}"
 
 
 def _with_whole_paths(config: TrainConfig) -> TrainConfig:

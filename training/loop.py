@@ -1,6 +1,7 @@
 """What each training worker does, from its first line to its last."""
 
 import contextlib
+import functools
 import importlib.machinery
 import sys
 import types
@@ -29,7 +30,8 @@ class Job:
     paths: dict[str, list[str]]  # split -> path of each picture, relative to the dataset
     dataset: dict[str, Any]  # name, fingerprint, counts
     folder: Path
-    attempt: str  # name of the Train run
+    run: str  # what the dashboard calls it
+    attempt: str  # name of the Train run, one of those that the run takes
     resume_from: Path | None  # a checkpoint file
     threads: int
     feed: Any  # handle of the Feed actor
@@ -40,6 +42,7 @@ def train_loop(options: dict[str, Any]) -> None:
     import torch
 
     job: Job = options["job"]
+    attempt: str = options["attempt"]
     torch.set_num_threads(job.threads)
     with _without_scipy_signal():
         import lightning.pytorch as lightning
@@ -50,9 +53,11 @@ def train_loop(options: dict[str, Any]) -> None:
     from classifier.network import load_network
     from training.batches import EvalBatches, Pixels, StopRequested, TrainBatches
     from training.checkpoint import CKPT
-    from training.epoch_report import EpochReport
+    from training.epoch_report import EpochReport, report
+    from training.failures import patiently
     from training.module import ClassifierModule
     from training.run_folder import RunFolder
+    from training.watch import Watch
 
     config = TrainConfig.model_validate(job.config)
     spec = PreprocessSpec.model_validate(job.spec)
@@ -72,25 +77,31 @@ def train_loop(options: dict[str, Any]) -> None:
         job.codes["train"],
         seed=config.seed,
         epoch=lambda: epochs.epoch,
-        tick=lambda epoch, step, steps: ray.get(job.feed.tick.remote(rank, epoch, step, steps)),
+        tick=lambda epoch, step, steps: ray.get(job.feed.tick.remote(attempt, rank, epoch, step, steps)),
         **place,
     )
     validation_pixels = Pixels(job.feed, "val")
     validation = EvalBatches(validation_pixels, job.codes["val"], **place)
     module = ClassifierModule(network, config, steps_per_epoch=len(batches))
 
-    def report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
-        train.report(metrics, checkpoint=train.Checkpoint.from_directory(checkpoint) if checkpoint else None)
-
     def tell(event: dict[str, Any]) -> None:
         job.feed.post.remote(event)
 
+    keep = functools.partial(
+        patiently, wait_s=config.trainer.storage_wait_s, tell=lambda text: tell({"kind": "note", "text": text})
+    )
     epochs = EpochReport(
         config.callbacks,
-        report=report,
+        report=functools.partial(report, keep=keep),
         tell=tell,
+        keep=keep,
         history_file=folder.train_info / "history.csv",
         pictures=len(job.codes["train"]),
+    )
+    watch = Watch(
+        epoch=lambda: epochs.epoch,
+        tell=lambda doing, since_s: job.feed.beat.remote(attempt, rank, doing, since_s),
+        hang_after_s=config.trainer.hang_after_s,
     )
     trainer = lightning.Trainer(
         max_epochs=config.trainer.max_epochs,
@@ -102,7 +113,7 @@ def train_loop(options: dict[str, Any]) -> None:
         precision=_precision(config, on_gpu=on_gpu),
         gradient_clip_val=config.trainer.gradient_clip,
         logger=_logger(config, folder) if rank == 0 else False,
-        callbacks=[*_averaging(config), epochs],
+        callbacks=[*_averaging(config), watch, epochs],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -112,7 +123,6 @@ def train_loop(options: dict[str, Any]) -> None:
     )
     start = train.get_checkpoint()
     start_file = Path(start.path) / CKPT if start is not None else job.resume_from
-    tell({"kind": "started", "rank": rank, "world_size": world_size})
     try:
         trainer.fit(
             module,

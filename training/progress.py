@@ -20,9 +20,23 @@ class EpochProgress:
     Use as a context manager around the run.
     """
 
-    def __init__(self, terminal: Terminal, feed: Any, *, pictures: int, max_epochs: int, monitor: str) -> None:
+    def __init__(
+        self,
+        terminal: Terminal,
+        feed: Any,
+        *,
+        pictures: int,
+        max_epochs: int,
+        monitor: str,
+        max_failures: int,
+        slow_after_s: float,
+    ) -> None:
         self._terminal, self._feed = terminal, feed
         self._pictures, self._max_epochs, self._monitor = pictures, max_epochs, monitor
+        self._max_failures, self._slow_after_s = max_failures, slow_after_s
+        self._workers = 0
+        self._failed_s: float | None = None  # when workers were lost that are not there again
+        self._named: tuple[str, str] | None = None  # who was last said to be slow, and at what
         self._over = threading.Event()
         self._seen = 0
         self._epoch_started: tuple[int, float, int] | None = None  # epoch, time, first step seen
@@ -67,6 +81,7 @@ class EpochProgress:
         for event in status["events"]:
             self._seen += 1
             self._show_event(event)
+        self._show_wait(status["slowest"])
         if status["place"] is not None:
             epoch, step = status["place"]
             self._show_place(epoch, step, status["steps"])
@@ -75,8 +90,20 @@ class EpochProgress:
         say = self._terminal.say
         match event["kind"]:
             case "started":
-                if event["rank"] == 0:
-                    say(f"Training on {event['world_size']} worker{'s' if event['world_size'] > 1 else ''}.")
+                workers = f"{event['world_size']} worker{'s' if event['world_size'] > 1 else ''}"
+                again = self._workers > 0 or event["epoch"] > 0
+                say(
+                    f"Training goes on with epoch {event['epoch']} on {workers}."
+                    if again
+                    else f"Training on {workers}."
+                )
+                self._workers, self._failed_s, self._named = event["world_size"], None, None
+            case "failure":
+                self._drop_line()
+                self._failed_s = time.monotonic()
+                number, most = event["number"], self._max_failures
+                then = "starting anew from the last checkpoint" if number <= most else "giving up"
+                say(f"{event['text']}; {then} (failure {number}, trainer.max_failures={most}).")
             case "epoch":
                 self._drop_line()
                 self._epoch_s = event["seconds"]
@@ -90,6 +117,21 @@ class EpochProgress:
                 say(f"Scoring {event['pictures']} test pictures with the weights of epoch {event['best_epoch']}.")
             case "note":
                 say(event["text"])
+
+    def _show_wait(self, slowest: tuple[str, str, float] | None) -> None:
+        """Name what the run waits for, once it has waited long."""
+        if self._failed_s is not None:
+            if time.monotonic() - self._failed_s > self._slow_after_s and self._named is None:
+                self._named = ("", "")
+                self._terminal.say(f"Waiting for room for {self._workers} workers on what is left of the cluster ...")
+        elif slowest is not None and slowest[2] > self._slow_after_s:
+            name, doing, since_s = slowest
+            if self._named != (name, doing):
+                self._named = (name, doing)
+                others = "; the others wait for it" if self._workers > 1 else ""
+                self._terminal.say(f"{name} has been {doing} for {duration(since_s)}{others}.")
+        else:
+            self._named = None
 
     def _show_place(self, epoch: int, step: int, steps: int) -> None:
         now = time.monotonic()

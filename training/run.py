@@ -79,11 +79,11 @@ def _train(config: "TrainConfig", terminal: Terminal) -> int:
     )
     address = address_from_environment()
     terminal.say(f"Joining the Ray cluster at {address} ..." if address else "Starting Ray on this machine ...")
-    tokens = admission_cpus(physical_cores(), config.num_workers)
+    tokens = admission_cpus(physical_cores(), config.workers)
     with ray_session(address=address, admission_cpus=tokens) as session:
         if session.dashboard_url:
             terminal.say(f"Ray dashboard: {session.dashboard_url} (it asks for a token: ray get-auth-token)")
-        plan = plan_training(session.capacity, num_workers=config.num_workers, device=config.trainer.device)
+        plan = plan_training(session.capacity, num_workers=config.workers, device=config.trainer.device)
         catalog = _prepare(config, plan, terminal)
         _show_plan(plan, catalog, spec, terminal)
         return _run(config, catalog, spec, plan, session, terminal)
@@ -138,6 +138,8 @@ def _run(
             pictures=len(job.codes["train"]),
             max_epochs=config.trainer.max_epochs,
             monitor=rule.monitor,
+            max_failures=config.trainer.max_failures,
+            slow_after_s=config.trainer.slow_after_s,
         )
         try:
             with progress:
@@ -237,6 +239,8 @@ def _show_plan(plan: "Plan", catalog: "Catalog", spec: "PreprocessSpec", termina
         terminal.say(f"Set aside: {reasons}. The catalog names each file.")
     device = "a GPU" if plan.use_gpu else "the CPU"
     workers = f"{plan.num_workers} worker{'s' if plan.num_workers > 1 else ''}"
+    if plan.elastic is not None:
+        workers += f" (from {plan.elastic[0]} to {plan.elastic[1]}, as the cluster has room)"
     threads = f"{plan.threads_per_worker} thread{'s' if plan.threads_per_worker > 1 else ''}"
     size = f"{spec.width_px} x {spec.height_px}"
     terminal.say(f"{workers}, each on {device} with {threads}; pictures of {size} pixels. Starting ...")

@@ -29,6 +29,9 @@ _CLUSTERS: list[tuple[str, tuple[Node, ...], Workers]] = [
     ("head without CPUs, 3 x 8 CPUs", (Node(0, 0), *(Node(8, 0),) * 3), 12),
     ("2 x (32 CPUs, 4 GPUs)", (Node(32, 4),) * 2, "auto"),
     ("2 x (32 CPUs, 4 GPUs)", (Node(32, 4),) * 2, 12),
+    ("1 x 4 CPUs", (Node(4, 0),), (2, 8)),
+    ("4 x 4 CPUs", (Node(4, 0),) * 4, (2, 8)),
+    ("1 x (32 CPUs, 4 GPUs)", (Node(32, 4),), (2, 8)),
 ]
 _HEAD = "| num_workers | workers | CPUs each | threads each | decode tasks |\n"
 _RULE = "| --- | --- | --- | --- | --- |\n"
@@ -55,10 +58,11 @@ def page(current: str) -> str:
 
 
 def _outcome(capacity: Capacity, workers: Workers) -> str:
+    asked = f"{workers[0]}..{workers[1]}" if isinstance(workers, tuple) else workers
     try:
-        return f"{workers} | {_cells(plan_training(capacity, num_workers=workers, device='auto'))}"
+        return f"{asked} | {_cells(plan_training(capacity, num_workers=workers, device='auto'))}"
     except ClusterError as error:
-        return f"{workers} | {error} | | |"
+        return f"{asked} | {error} | | |"
 
 
 def _cells(plan: Plan) -> str:

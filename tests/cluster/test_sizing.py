@@ -169,3 +169,27 @@ def test_a_containers_share_counts_not_the_hosts_cores(tmp_path: Path, cpu_max: 
 def test_the_page_shows_what_the_function_does() -> None:
     """docs/sizing.md is made by `python -m tests.cluster.sizing_table`; it may not fall behind."""
     assert PAGE.read_text() == page(PAGE.read_text())
+
+
+def test_a_range_of_workers_starts_with_what_is_there_and_leaves_room_to_decode() -> None:
+    """However many machines come and go: Ray fills each with as many workers as fit."""
+    for node, count in ((Node(1, 0), 3), (Node(2, 0), 2), (Node(4, 0), 1), (Node(16, 0), 2), (Node(15, 0), 1)):
+        capacity = Capacity(cpus=node.cpus * count, gpus=0, cores=node.cpus * count, nodes=(node,) * count)
+        plan = plan_training(capacity, num_workers=(1, 64), device="auto")
+        on_one = int(node.cpus // plan.cpus_per_worker)
+        assert plan.elastic == (1, 64)
+        assert plan.num_workers == min(64, on_one * count)
+        assert node.cpus - on_one * plan.cpus_per_worker >= plan.decode_cpus + TRIAL_CPUS
+        assert plan.decode_tasks >= 1
+
+    few = plan_training(Capacity(cpus=64, gpus=0, cores=64), num_workers=(2, 4), device="auto")
+    assert (few.num_workers, few.cpus_per_worker) == (4, 12 - 1 / 16)
+
+
+def test_a_range_of_workers_on_gpus_starts_with_those_that_are_there() -> None:
+    """A GPU each; it fails only where there is no room for the fewest."""
+    capacity = Capacity(cpus=32, gpus=4, cores=32)
+
+    assert plan_training(capacity, num_workers=(2, 8), device="auto").num_workers == 4
+    with pytest.raises(ClusterError, match="num_workers=6 does not fit"):
+        plan_training(capacity, num_workers=(6, 8), device="gpu")

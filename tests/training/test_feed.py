@@ -3,13 +3,25 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from classifier import image
 from classifier.processor import load_preprocess
 from tests.conftest import TINY_CONFIG
 from training.feed import Feed, FeedPlan
 
+A = "first"
 
-def _feed() -> Feed:
+
+async def _feed(*ranks: int) -> Feed:
+    """A feed that these workers have joined; none: two of them."""
+    feed = _empty()
+    for rank in ranks or (0, 1):
+        await feed.join(A, rank, f"here, process {rank}", None)
+    return feed
+
+
+def _empty() -> Feed:
     spec = load_preprocess("tiny", size_px=32, max_pixels=image.MAX_PIXELS, config=TINY_CONFIG)
     return Feed(FeedPlan(Path(), {"train": []}, spec, decode_cpus=1, decode_tasks=1, shards=None, name="x"))
 
@@ -18,14 +30,14 @@ def test_workers_at_different_steps_stop_at_the_same_one() -> None:
     """The one that is ahead is waited for: it may be in the middle of an all-reduce with the others."""
 
     async def story() -> tuple[list[bool], list[bool]]:
-        feed = _feed()
+        feed = await _feed()
         for step in range(5):
-            assert await feed.tick(0, 2, step, 10)
+            assert await feed.tick(A, 0, 2, step, 10)
         for step in range(3):
-            assert await feed.tick(1, 2, step, 10)
+            assert await feed.tick(A, 1, 2, step, 10)
         await feed.stop()
-        behind = [await feed.tick(1, 2, step, 10) for step in (3, 4, 5)]
-        return behind, [await feed.tick(0, 2, 5, 10)]
+        behind = [await feed.tick(A, 1, 2, step, 10) for step in (3, 4, 5)]
+        return behind, [await feed.tick(A, 0, 2, 5, 10)]
 
     behind, ahead = asyncio.run(story())
 
@@ -37,9 +49,9 @@ def test_a_stop_before_the_first_step_stops_everyone_there() -> None:
     """Ctrl-C while the workers start."""
 
     async def story() -> list[bool]:
-        feed = _feed()
+        feed = await _feed()
         await feed.stop()
-        return [await feed.tick(rank, 4, 0, 10) for rank in (1, 0)]
+        return [await feed.tick(A, rank, 4, 0, 10) for rank in (1, 0)]
 
     assert asyncio.run(story()) == [False, False]
 
@@ -48,10 +60,96 @@ def test_a_stop_between_epochs_stops_everyone_at_the_next() -> None:
     """A worker that asks for the next epoch while another ends the last one."""
 
     async def story() -> list[bool]:
-        feed = _feed()
-        await feed.tick(0, 0, 9, 10)
-        await feed.tick(1, 0, 8, 10)
+        feed = await _feed()
+        await feed.tick(A, 0, 0, 9, 10)
+        await feed.tick(A, 1, 0, 8, 10)
         await feed.stop()
-        return [await feed.tick(0, 1, 0, 10), await feed.tick(1, 0, 9, 10), await feed.tick(1, 1, 0, 10)]
+        return [await feed.tick(A, 0, 1, 0, 10), await feed.tick(A, 1, 0, 9, 10), await feed.tick(A, 1, 1, 0, 10)]
 
     assert asyncio.run(story()) == [False, True, False]
+
+
+def test_a_new_attempt_forgets_how_far_the_old_one_was() -> None:
+    """A dead worker's place must not decide where the living stop, and a late call of a dead one counts for nothing."""
+
+    async def story() -> tuple[list[bool], tuple[int, int] | None]:
+        feed = await _feed(0, 1, 2)
+        for rank in range(3):
+            await feed.tick(A, rank, 2, 8, 10)
+        await feed.stop()
+        assert not await feed.tick(A, 0, 2, 9, 10)
+        for rank in range(2):  # started anew, one fewer, from the epoch's start
+            await feed.join("second", rank, "there", None)
+        assert await feed.tick(A, 2, 2, 9, 10)
+        place = (await feed.status(0))["place"]
+        return [await feed.tick("second", rank, 2, 0, 10) for rank in (1, 0)], place
+
+    assert asyncio.run(story()) == ([False, False], None)
+
+
+def test_failures_are_counted_and_named() -> None:
+    """Who, where, and the how-many-eth it is; a worker's fault is that of the first one that speaks."""
+
+    async def story() -> tuple[list[dict[str, object]], object]:
+        feed = await _feed()
+        await feed.fail({1: "was lost with its machine"})
+        await feed.fail({-1: "was killed or crashed"})
+        await feed.blame({"line": "KeyError: 1"})
+        await feed.blame({"line": "lost its connection"})
+        return (await feed.status(0))["events"], await feed.verdict()
+
+    events, verdict = asyncio.run(story())
+
+    assert [(event["text"], event["number"]) for event in events] == [
+        ("Worker 1 (here, process 1) was lost with its machine", 1),
+        ("The run's controller was killed or crashed", 2),
+    ]
+    assert verdict == ({"line": "KeyError: 1"}, 2)
+
+
+def test_the_one_that_the_others_wait_for_is_the_slowest() -> None:
+    """It is in an earlier phase of the same batch; one that is not heard of any more comes first."""
+
+    async def story() -> list[tuple[str, str]]:
+        feed = await _feed(0, 1, 2)
+        named = []
+        for rank, doing in enumerate([(4, 7, 2), (4, 7, 1), (4, 7, 2)]):
+            await feed.beat(A, rank, doing, 65.0)
+        named.append((await feed.status(0))["slowest"])
+        feed._workers[2]._heard_s -= 60
+        named.append((await feed.status(0))["slowest"])
+        assert all(since_s >= 65 for _, _, since_s in named)
+        for rank in range(3):
+            await feed.beat(A, rank, None, 0)
+        assert (await feed.status(0))["slowest"] is None
+        return [(name, doing) for name, doing, _ in named]
+
+    assert asyncio.run(story()) == [
+        ("Worker 1 (here, process 1)", "computing"),
+        ("Worker 2 (here, process 2)", "not answering"),
+    ]
+
+
+def test_a_new_attempt_gets_blocks_that_were_lost_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would be given the same lost ones, and fail as the last one did."""
+    decoded: list[str] = []
+
+    def decode(self: Feed, loop: asyncio.AbstractEventLoop) -> None:
+        decoded.append("again")
+        self._blocks["train"].append(("new", 5))
+        loop.call_soon_threadsafe(self._changed.set)
+
+    async def story() -> list[tuple[object, int]]:
+        feed = await _feed()
+        feed._blocks["train"].append(("old", 5))
+        await feed.lose(ConnectionError("lost"))
+        with pytest.raises(ConnectionError):
+            await feed.blocks("train", 0)
+        for rank in (1, 0):
+            await feed.join("second", rank, "there", None)
+        return await feed.blocks("train", 0)
+
+    monkeypatch.setattr(Feed, "_decode", decode)
+
+    assert asyncio.run(story()) == [("new", 5)]
+    assert decoded == ["again"]

@@ -1,0 +1,238 @@
+"""Which faults end a run, which are started anew, and what is said of either."""
+
+import errno
+import pickle
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import ray
+import torch
+from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
+
+from classifier.errors import DatasetError, OutputError
+from training.checkpoint import CKPT, METRICS, copy_checkpoint, find_candidates
+from training.failures import (
+    CodeFailed,
+    FailureReport,
+    StorageFailed,
+    SystemFailed,
+    how_it_died,
+    in_one_line,
+    is_systems,
+    patiently,
+)
+from training.run_folder import RunFolder
+from training.watch import Watch
+
+_PEER_GONE = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:36571"
+_SIZES_DIFFER = "[enforce fail at /pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:446] op.preamble.length <= 20"
+
+
+def _from_a_task(cause: Exception) -> RayTaskError:
+    return RayTaskError("blocks", "Traceback ...", cause, pid=1, ip="10.0.0.1")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ActorDiedError(),
+        ObjectLostError("00" * 28, None, ""),
+        RuntimeError(_PEER_GONE),
+        RuntimeError("Application timeout caused pair closure"),
+        torch.distributed.DistNetworkError("Connection reset by peer"),
+        OSError(errno.ESTALE, "Stale file handle"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        _from_a_task(OSError(errno.EIO, "Input/output error")),
+        _from_a_task(ActorDiedError()),
+    ],
+    ids=str,
+)
+def test_what_may_go_well_the_next_time_is_the_systems(error: Exception) -> None:
+    """Ray, the network, the disk; also when a worker only hears of it from the feed."""
+    assert is_systems(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("image size 32 does not match 64"),
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied (16x128 and 64x10)"),
+        RuntimeError(_SIZES_DIFFER),
+        RuntimeError("CUDA error: device-side assert triggered"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        FileNotFoundError(errno.ENOENT, "No such file"),
+        PermissionError(errno.EACCES, "Permission denied"),
+        OSError("We couldn't connect to huggingface.co"),
+        OutputError("models cannot be written"),
+        _from_a_task(KeyError("label")),
+    ],
+    ids=str,
+)
+def test_what_would_come_again_is_the_codes(error: Exception) -> None:
+    """Trained three times, it would fail three times."""
+    assert not is_systems(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("a\n  b"), "ValueError: a b"),
+        (AssertionError(), "AssertionError"),
+        (DatasetError("data/raw_data/EXAMS has 1 class folder"), "data/raw_data/EXAMS has 1 class folder"),
+        (RuntimeError(_PEER_GONE), "lost its connection to the other workers"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "OutOfMemoryError: CUDA out of memory.; lower data.batch_size"),
+        (_from_a_task(KeyError("label")), "KeyError: 'label'"),
+        (ValueError("x" * 1000), f"ValueError: {'x' * 300} ..."),
+    ],
+)
+def test_a_cause_is_one_line(error: Exception, line: str) -> None:
+    """As the terminal shows it; the whole story is in the log."""
+    assert in_one_line(error) == line
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("The actor died because its node has died. Node Id: 7c", "was lost with its machine"),
+        ("3 worker(s) were killed due to the node running low on memory.", "ran out of memory; lower data.batch_size"),
+        ("A worker health check has been hanging for 601.00 seconds", "does not answer any more"),
+        ("The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR", "was killed"),
+    ],
+)
+def test_the_end_of_a_worker_has_a_sentence(text: str, said: str) -> None:
+    """Ray's own texts are paragraphs of guesses."""
+    assert said in how_it_died(text)
+
+
+class _Feed:
+    """Stands for the actor's handle: keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[dict[int, str]] = []
+        self.fail = SimpleNamespace(remote=lambda said: ray.put(self.told.append(said)))
+        self.workers = SimpleNamespace(remote=lambda: ray.put({}))
+
+
+def test_the_controller_ends_a_run_whose_code_failed_and_tells_of_other_failures_once(ray_once: None) -> None:
+    """It is asked again and again while it waits for a preempted node."""
+    feed = _Feed()
+    report = FailureReport(feed)
+    lost = {1: SystemFailed("lost its connection"), 0: ActorDiedError()}
+
+    report.after_exception(None, cast(dict[int, Exception], lost))
+    report.after_exception(None, cast(dict[int, Exception], lost))
+    with pytest.raises(CodeFailed, match="KeyError"):
+        report.after_exception(None, {0: SystemFailed("lost its connection"), 1: CodeFailed("KeyError: 'label'")})
+
+    assert feed.told == [{0: how_it_died("")}]
+    assert str(pickle.loads(pickle.dumps(StorageFailed("no room")))) == "no room"
+
+
+def test_a_write_that_succeeds_in_time_is_told_of_once() -> None:
+    """A file server that restarts."""
+    told: list[str] = []
+    answers = iter([OSError(errno.ESTALE, "Stale file handle"), OSError(errno.EIO, "Input/output error")])
+
+    def write() -> str:
+        for error in answers:
+            raise error
+        return "written"
+
+    assert patiently(write, wait_s=10, what="last.ckpt", tell=told.append) == "written"
+    assert told == ["last.ckpt cannot be written (Stale file handle); trying again for 10 s."]
+
+
+def test_a_write_that_never_succeeds_ends_in_time() -> None:
+    """It is a failure of the system, not of the code."""
+
+    def write() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(StorageFailed, match=r"could not write last\.ckpt for 1 s \(No space left on device\)"):
+        patiently(write, wait_s=0.6, what="last.ckpt", tell=lambda text: None)
+
+
+def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path) -> None:
+    """Killed at any point of the copy: the metrics come last, and without them it is none."""
+    folder, source = RunFolder(tmp_path / "run"), tmp_path / "source"
+    source.mkdir()
+    (source / CKPT).write_bytes(b"weights")
+    for epoch in range(2):
+        (source / METRICS).write_text(f'{{"epoch": {epoch}}}')
+        target = folder.ray / "train-00-x" / f"checkpoint_{epoch}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        copy_checkpoint(source, target)
+    assert [candidate.metrics["epoch"] for candidate in find_candidates(folder)] == [0, 1]
+
+    (target / METRICS).unlink()
+    (target / f".{METRICS}.new").write_text('{"epoch": 1}')
+    torn = folder.ray / "train-00-x" / "checkpoint_2"
+    torn.mkdir()
+    (torn / METRICS).write_text('{"epo')
+    (torn / CKPT).write_bytes(b"weights")
+
+    assert [candidate.file.parent.name for candidate in find_candidates(folder)] == ["checkpoint_0"]
+
+
+def _watch(**options: Any) -> Watch:
+    return Watch(epoch=lambda: 3, **options)
+
+
+def test_a_worker_tells_what_it_does_and_for_how_long() -> None:
+    """Epoch, batch, phase: what it is behind in."""
+    told: list[tuple[tuple[int, int, int] | None, float]] = []
+    twice, over = threading.Event(), threading.Event()
+
+    def tell(doing: tuple[int, int, int] | None, since_s: float) -> None:
+        told.append((doing, since_s))
+        if len(told) == 2:
+            twice.set()
+        if doing is None:
+            over.set()
+
+    watch = _watch(tell=tell, hang_after_s=60, beat_s=0.05)
+    none = cast(Any, None)
+    watch.on_fit_start(none, none)
+    watch.on_train_batch_start(none)
+    watch.on_before_backward()
+    watch.on_train_batch_end()
+    watch.on_train_batch_start(none)
+    assert twice.wait(10)
+    watch.on_exception()
+    assert over.wait(10)
+
+    assert told[1][0] == (3, 1, 1)
+    assert 0 < told[0][1] < told[1][1]
+
+
+_HANG = """
+import time
+from training.watch import Watch
+watch = Watch(epoch=lambda: 0, tell=lambda doing, since_s: None, hang_after_s=0.2, beat_s=0.1)
+watch.on_fit_start(None, None)
+def waits_for_ever():
+    time.sleep(60)
+waits_for_ever()
+"""
+
+
+def test_a_worker_that_hangs_ends_itself_and_leaves_its_stacks() -> None:
+    """Alone it would hang for ever; among others it would hold them up."""
+    done = subprocess.run(
+        [sys.executable, "-c", _HANG],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+
+    assert done.returncode == 1
+    assert "No progress for 0 s while waiting for pictures" in done.stdout
+    assert "waits_for_ever" in done.stderr

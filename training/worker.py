@@ -1,0 +1,100 @@
+"""What surrounds the training loop in each worker: its network, its place in the feed's book, and its last words."""
+
+import fcntl
+import os
+import socket
+import struct
+import traceback
+import uuid
+from typing import Any
+
+import ray
+from ray import train
+from ray.exceptions import ObjectLostError
+from ray.train.collective import broadcast_from_rank_zero
+from ray.train.v2._internal.execution.callback import WorkerCallback
+
+from classifier.errors import ClassifierError, OutputError
+from training.failures import CodeFailed, SystemFailed, in_one_line, is_systems, root
+from training.loop import Job, train_loop
+
+_ANSWER_WITHIN_S = 30.0
+_SIOCGIFADDR = 0x8915  # Linux: the address of an interface
+
+
+class OwnInterface(WorkerCallback):
+    """Lets the workers of several machines find each other.
+
+    Gloo takes the interface that the machine's own name resolves to. Where that is 127.0.1.1, as Debian and Ubuntu write
+    it into /etc/hosts, each machine waits for the others at itself.
+    """
+
+    def after_init_train_context(self) -> None:
+        """Runs in each worker, before the process group is made."""
+        context = train.get_context()
+        if context.get_local_world_size() < context.get_world_size():
+            name = interface_of(ray.util.get_node_ip_address())
+            if name is not None:
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def interface_of(address: str) -> str | None:
+    """The name of the interface that has an IPv4 address; None where that cannot be told."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        for _, name in socket.if_nameindex():
+            try:
+                answer = fcntl.ioctl(asked, _SIOCGIFADDR, struct.pack("256s", name.encode()))
+            except OSError:  # it has none
+                continue
+            if socket.inet_ntoa(answer[20:24]) == address:
+                return name
+    return None
+
+
+def run_worker(options: dict[str, Any]) -> None:
+    """What Ray runs in each worker.
+
+    Raises:
+        CodeFailed, SystemFailed: instead of whatever was raised, which may not survive pickling.
+    """
+    job: Job = options["job"]
+    try:
+        train_loop({**options, "attempt": _join(job)})
+    except SystemFailed:
+        raise
+    except Exception as error:
+        if is_systems(error):
+            if isinstance(root(error), ObjectLostError):
+                ray.get(job.feed.lose.remote(root(error)), timeout=_ANSWER_WITHIN_S)
+            raise SystemFailed(in_one_line(error)) from error
+        fault = {
+            "line": in_one_line(error),
+            "traceback": "".join(traceback.format_exception(error)),
+            "users": isinstance(root(error), ClassifierError),
+        }
+        ray.get(job.feed.blame.remote(fault), timeout=_ANSWER_WITHIN_S)
+        raise CodeFailed(fault["line"]) from error
+
+
+def _join(job: Job) -> str:
+    """Tell the feed who is here; returns what all workers that were started together are called.
+
+    Raises:
+        OutputError: the model folder cannot be seen from this machine.
+    """
+    attempt: str = broadcast_from_rank_zero(uuid.uuid4().hex)
+    host, address = socket.gethostname(), ray.util.get_node_ip_address()
+    runtime = ray.get_runtime_context()
+    joined = job.feed.join.remote(
+        attempt,
+        train.get_context().get_world_rank(),
+        f"{host}, {address}, process {os.getpid()}",
+        runtime.current_actor,
+    )
+    ray.get(joined, timeout=_ANSWER_WITHIN_S)
+    if not job.folder.is_dir():
+        raise OutputError(
+            f"{job.folder} is not there on {host} ({address}); set paths.models to a folder that every machine of the "
+            "cluster has at the same place"
+        )
+    return attempt
