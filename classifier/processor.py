@@ -4,6 +4,7 @@ Asking imports PyTorch and takes seconds, so the answer is kept: it follows from
 of the code that is asked.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -80,7 +81,8 @@ def _remember(file: Path, spec: PreprocessSpec) -> None:
         scratch.write_text(spec.model_dump_json())
         scratch.replace(file)
     except OSError:  # it is asked again next time
-        scratch.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            scratch.unlink()
 
 
 def _find(name: str, *, size_px: int | None, max_pixels: int, config: dict[str, Any] | None) -> PreprocessSpec:

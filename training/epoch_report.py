@@ -50,6 +50,7 @@ class EpochReport(lightning.Callback):
         self._history: list[dict[str, Any]] = []
         self._started_s = 0.0
         self._trained_s = 0.0
+        self._has_begun = False
 
     @property
     def epoch(self) -> int:
@@ -69,8 +70,15 @@ class EpochReport(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Start the clock."""
         self._started_s = time.monotonic()
-        if trainer.is_global_zero:
+        self._has_begun = False
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """The first batch is there: training begins."""
+        if not self._has_begun and trainer.is_global_zero:
             self._tell({"kind": "started", "world_size": trainer.world_size, "epoch": self.epoch})
+        self._has_begun = True
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Training is over for this epoch."""

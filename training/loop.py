@@ -8,12 +8,15 @@ import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from classifier.preprocess import PreprocessSpec
 from training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from classifier.network import Network
 
 # Pictures on which the ONNX form of the network must give the same answers.
 _SAMPLES = 32
@@ -50,7 +53,6 @@ def train_loop(options: dict[str, Any]) -> None:
     from ray import train
     from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
 
-    from classifier.network import load_network
     from training.batches import EvalBatches, Pixels, StopRequested, TrainBatches
     from training.checkpoint import CKPT
     from training.epoch_report import EpochReport, report
@@ -64,10 +66,7 @@ def train_loop(options: dict[str, Any]) -> None:
     context = train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     folder = RunFolder(job.folder)
-    lightning.seed_everything(config.seed, verbose=False)
-    network = load_network(config.model.model_name, labels=job.labels, spec=spec, config=config.model.config)
-    _freeze_unused(network, spec)
-    torch.manual_seed(config.seed + rank)  # dropout may differ between workers; the new head may not
+    network = _network(job, config, spec, rank=rank)
 
     on_gpu = torch.cuda.is_available() and config.trainer.device != "cpu"
     place = {"rank": rank, "world_size": world_size, "batch_size": config.data.batch_size, "pin": on_gpu}
@@ -160,6 +159,22 @@ def _without_scipy_signal() -> Iterator[None]:
         yield
     finally:
         del sys.modules[name]
+
+
+def _network(job: Job, config: TrainConfig, spec: PreprocessSpec, *, rank: int) -> "Network":
+    """The network with its new head, the same in every worker."""
+    import lightning.pytorch as lightning
+    import torch
+
+    from classifier.network import load_network
+
+    lightning.seed_everything(config.seed, verbose=False)
+    network = load_network(config.model.model_name, labels=job.labels, spec=spec, config=config.model.config)
+    _freeze_unused(network, spec)
+    torch.manual_seed(config.seed + rank)  # dropout may differ between workers; the new head may not
+    if config.trainer.compile:
+        network.compile()  # in place: the names of the weights stay as they are
+    return network
 
 
 def _freeze_unused(network: Any, spec: PreprocessSpec) -> None:

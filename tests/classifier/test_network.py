@@ -144,6 +144,26 @@ def test_tensorflows_keep_probability_is_turned_round(config: dict[str, Any], mo
     assert max(rates) == pytest.approx(most)
 
 
+@pytest.mark.parametrize("config", [MOBILENET_V1, MOBILENET_V2], ids=["v1", "v2"])
+@pytest.mark.parametrize("side_px", [64, 51])
+def test_convolutions_pad_by_themselves_and_answer_as_before(config: dict[str, Any], side_px: int) -> None:
+    """The same logits and gradients as the network of transformers, which copies every input to pad it."""
+    network = built(config).eval()
+    plain = AutoModelForImageClassification.from_config(network.backbone.config)
+    plain.load_state_dict(network.backbone.state_dict())
+    plain.eval()
+    pixels = torch.randint(0, 256, (2, 3, side_px, side_px), dtype=torch.uint8)
+    ours, theirs = network(pixels), plain(pixel_values=network.normalise(pixels)).logits
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    for logits in (ours, theirs):
+        logits.square().sum().backward()
+    first, second = (next(iter(model.parameters())).grad for model in (network, plain))
+    torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-5)
+    own = [layer.convolution for layer in network.modules() if hasattr(layer, "convolution")]
+    assert all(max(each.padding) == max(each.kernel_size) // 2 for each in own if max(each.stride) == 1)
+    assert network.backbone.config.tf_padding  # as it is saved
+
+
 def test_normalisation_lies_in_the_network_and_happens_once(tmp_path: Path) -> None:
     """uint8 in: the logits are those of the backbone on the processor's own floats."""
     place = saved(tmp_path / "hub", RESNET)

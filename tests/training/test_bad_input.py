@@ -50,7 +50,7 @@ TINY = ["ds=EXAMS", "model=tiny"]
         ([*TINY, "model.lr=-1"], "model.lr=-1"),
         ([*TINY, "data.batch_size=0"], "data.batch_size=0"),
         ([*TINY, "trainer.max_epochs=2.5"], "trainer.max_epochs=2.5"),
-        ([*TINY, "num_workers=0"], "num_workers=0: expected auto or a whole number from 1"),
+        ([*TINY, "num_workers=0"], "num_workers=0: expected a whole number from 1 to 1024, auto, or a range"),
         ([*TINY, "num_workers=many"], "num_workers=many"),
         ([*TINY, "trainer=tpu"], "trainer=tpu: expected one of auto, cpu, gpu"),
         ([*TINY, "category=../../x"], "category=../../x"),

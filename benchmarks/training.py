@@ -1,0 +1,437 @@
+"""Training beside plain PyTorch and Lightning: `python -m benchmarks.training --weights FOLDER --photos FOLDER [PART ...]`.
+
+Parts, each with its rows in `results/training.json`; without names all of them but `memory` and `long`:
+
+    start     the command to its first training step, beside a plain Lightning script (`benchmarks.lightning_peer`)
+    job       whole commands of 1, 3 and 10 epochs, beside the same script; `long` is the one of 30
+    step      pictures/s of whole epochs, beside bare PyTorch loops over tensors in memory
+    workers   2 workers with one thread each beside 1 worker with two
+    ingest    files to decoded pixels in a training process, beside a DataLoader; and reading them again
+    epoch     what an epoch takes beyond its computing
+    memory    peak memory for 1,000, 10,000 and 100,000 pictures
+
+Every pair is measured one after the other, in processes of its own.
+"""
+
+import argparse
+import contextlib
+import csv
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import row, write
+
+ROOT = Path(__file__).resolve().parents[1]
+BATCH = 16
+SCRIPT = "plain Lightning script"
+STEP_BARS = {"mobilenet-v2": ">= 1.5", "vit": ">= 1.0"}
+SHORT = ("augment=none", "callbacks.early_stopping=null", f"data.batch_size={BATCH}", "trainer.device=cpu")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", help="start, job, long, step, workers, ingest, epoch, memory")
+    parser.add_argument("--weights", type=Path, required=True, help="a Hugging Face image classifier's folder")
+    parser.add_argument("--photos", type=Path, required=True, help="class folders of photos")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--count", type=int, default=4000, help="pictures of the ingest benchmark")
+    parser.add_argument("--inner", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.inner:
+        print(json.dumps(INNER[arguments.inner](arguments)))
+        return
+    for part in arguments.parts or ("start", "job", "step", "workers", "ingest", "epoch"):
+        with tempfile.TemporaryDirectory(prefix="training-bench-") as scratch:
+            write("training", PARTS[part](arguments, Path(scratch)))
+
+
+def _start(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
+    _train(arguments, scratch, epochs=1)  # so that the catalog is there, and the disk's cache warm
+    here, joined = [], []
+    for _ in range(arguments.pairs):
+        theirs = _script(arguments, epochs=1, max_steps=2)["first_step_s"]
+        here.append((_train(arguments, scratch, epochs=1)["first_step_s"], theirs))
+    with _cluster(scratch) as address:
+        for _ in range(arguments.pairs):
+            theirs = _script(arguments, epochs=1, max_steps=2)["first_step_s"]
+            joined.append((_train(arguments, scratch, epochs=1, address=address)["first_step_s"], theirs))
+    return [
+        row("seconds from the command to the first step", here, peer=SCRIPT, bar="<= 2.5"),
+        row("seconds from the command to the first step, Ray running already", joined, peer=SCRIPT, bar="<= 1.5"),
+    ]
+
+
+def _job(
+    arguments: argparse.Namespace, scratch: Path, *, plans: tuple[tuple[int, str | None], ...]
+) -> list[dict[str, Any]]:
+    rows = []
+    for epochs, bar in plans:
+        pairs = []
+        for _ in range(arguments.pairs if epochs == 1 else max(1, arguments.pairs // epochs)):
+            ours = _train(arguments, scratch, epochs=epochs)["whole_s"]
+            pairs.append((ours, _script(arguments, epochs=epochs)["whole_s"]))
+        what = f"seconds for {epochs} epoch{'s' * (epochs > 1)} with validation, test and report"
+        rows.append(row(f"{arguments.weights.name}: {what}", pairs, peer=SCRIPT, bar=bar))
+    return rows
+
+
+def _step(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
+    name = arguments.weights.name
+    bar = next((bar for kind, bar in STEP_BARS.items() if kind in name), None)
+    contenders: dict[str, list[float]] = {"ours": [], "ours in 32 bits": [], "plain": [], "best": []}
+    for _ in range(arguments.pairs):
+        contenders["ours"].append(_train(arguments, scratch, epochs=3)["pictures_per_s"])
+        contenders["ours in 32 bits"].append(
+            _train(arguments, scratch, "trainer.precision=32", epochs=3)["pictures_per_s"]
+        )
+        contenders["plain"].append(_inner("loop", arguments)["pictures_per_s"])
+        contenders["best"].append(_inner("best_loop", arguments)["pictures_per_s"])
+    pairs = {name: list(zip(contenders["ours"], contenders[name], strict=True)) for name in ("plain", "best")}
+    alike = list(zip(contenders["ours in 32 bits"], contenders["plain"], strict=True))
+    what = f"{name}: training pictures/s of whole epochs"
+    return [
+        row(what, pairs["plain"], peer="bare loop as torch is by default, 32 bits", bar=bar),
+        row(f"{what}, in 32 bits", alike, peer="bare loop as torch is by default, 32 bits", bar=None),
+        row(what, pairs["best"], peer="best bare loop: channels_last, bf16 where the CPU has it", bar=">= 0.95"),
+    ]
+
+
+def _workers(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
+    pairs = []
+    for _ in range(arguments.pairs):
+        two, one = (_train(arguments, scratch, epochs=3, workers=workers)["pictures_per_s"] for workers in (2, 1))
+        pairs.append((two, one))
+    what = f"{arguments.weights.name}: training pictures/s, 2 workers with 1 thread"
+    return [row(what, pairs, peer="1 worker with 2 threads", bar=">= 0.9")]
+
+
+def _epoch(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
+    """Pictures so small that computing is next to nothing: what is left is an upper bound of the overhead."""
+    pairs = []
+    for _ in range(arguments.pairs):
+        history = _train(arguments, scratch, "model.size_px=32", epochs=6)["history"]
+        seconds = [float(epoch["seconds"]) for epoch in history[1:]]
+        pairs.append((sum(seconds) / len(seconds), 0.3))
+    what = (
+        f"{arguments.weights.name} at 32 pixels: seconds of a whole epoch of {len(_photos(arguments.photos))} pictures"
+    )
+    return [row(what, pairs, peer="allowed", bar="<= 1.0")]
+
+
+def _ingest(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
+    rows = []
+    for name, count, make in (
+        ("512x384 JPEG", arguments.count, functools.partial(_repeated, arguments.photos)),
+        ("12 MP JPEG", max(80, arguments.count // 40), functools.partial(_drawn, size=(4000, 3000), suffix="jpg")),
+        ("16 px PNG", arguments.count, functools.partial(_drawn, size=(16, 16), suffix="png")),
+    ):
+        folder = scratch / name.replace(" ", "-")
+        make(folder, count)
+        found = []
+        for _ in range(arguments.pairs):
+            ours = _inner("stream", arguments, folder)
+            on_disk = _inner("stream_disk", arguments, folder)
+            found.append((ours, on_disk, _inner("loader", arguments, folder)))
+        first = [(ours["first_per_s"], theirs["per_s"]) for ours, _, theirs in found]
+        again = [(ours["again_per_s"], ours["first_per_s"]) for ours, _, _ in found]
+        disk = [(on_disk["again_per_s"], on_disk["first_per_s"]) for _, on_disk, _ in found]
+        rows += [
+            row(f"{count} x {name}: pictures/s decoded", first, peer="DataLoader, a worker a core", bar=">= 0.95"),
+            row(f"{count} x {name}: pictures/s read again from memory", again, peer="the first time", bar=">= 10"),
+            row(f"{count} x {name}: pictures/s read again from disk", disk, peer="the first time", bar=">= 4"),
+        ]
+        shutil.rmtree(folder)
+    return rows
+
+
+def _memory(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
+    import psutil
+
+    peaks = {}
+    for count in (1_000, 10_000, 100_000):
+        data = scratch / str(count)
+        _drawn(data / "MANY", count, size=(16, 16), suffix="png")
+        command = [sys.executable, "-m", "training.run", "ds=MANY", "model=tiny", "trainer.max_epochs=1", *SHORT]
+        command += [f"paths.{key}={data if key == 'raw_data' else scratch / key}" for key in _PATHS]
+        process = psutil.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env=_environment(None))
+        peak: dict[str, float] = {}
+        while process.poll() is None:
+            for kind, mib in _memory_now(process).items():
+                peak[kind] = max(peak.get(kind, 0.0), mib)
+            time.sleep(0.5)
+        assert process.returncode == 0, process.returncode
+        peaks[count] = peak
+        print(f"{count:,} pictures, MiB:", {kind: round(mib) for kind, mib in sorted(peak.items())}, flush=True)
+        shutil.rmtree(data)
+    growth = (peaks[100_000]["driver"] - peaks[10_000]["driver"]) * 1024 / 90_000
+    kinds = [
+        row(f"peak MiB of {kind} for {count:,} pictures of 16 px", [(peaks[count][kind], peaks[1_000][kind])],
+            peer="1,000 pictures", bar=None)
+        for kind in ("driver", "workers", "others", "shared memory") for count in (10_000, 100_000)
+    ]  # fmt: skip
+    return [row("KiB of driver memory for each picture more", [(growth, 1.0)], peer="allowed", bar="<= 1.0"), *kinds]
+
+
+def _memory_now(process: Any) -> dict[str, float]:
+    import psutil
+
+    found = {"driver": 0.0, "workers": 0.0, "others": 0.0, "shared memory": 0.0}
+    for each in (process, *process.children(recursive=True)):
+        try:
+            memory, name = each.memory_info(), " ".join(each.cmdline()[:1])
+        except psutil.Error:
+            continue
+        kind = "driver" if each.pid == process.pid else "workers" if "RayTrainWorker" in name else "others"
+        found[kind] += (memory.rss - memory.shared) / 2**20
+        found["shared memory"] = max(found["shared memory"], memory.shared / 2**20)
+    return found
+
+
+_PATHS = ("raw_data", "metadata", "cache", "models")
+
+
+def _train(
+    arguments: argparse.Namespace,
+    scratch: Path,
+    *settings: str,
+    epochs: int,
+    workers: int = 1,
+    address: str | None = None,
+) -> dict[str, Any]:
+    """Our command; its first step is the moment when it says that it trains."""
+    photos = arguments.photos.absolute()
+    command = [sys.executable, "-u", "-m", "training.run", f"ds={photos.name}", f"paths.raw_data={photos.parent}"]
+    command += [f"paths.{key}={scratch / key}" for key in _PATHS[1:]]
+    command += [f"model.model_name={arguments.weights.absolute()}", f"trainer.max_epochs={epochs}"]
+    began, first_step_s, model = time.time(), 0.0, ""
+    with subprocess.Popen(
+        [*command, f"num_workers={workers}", *SHORT, *settings],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True, env=_environment(address),
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("Training on"):
+                first_step_s = time.time() - began
+            if line.startswith("Your model"):
+                model = line.removeprefix("Your model has been saved in the ").removesuffix(" directory\n")
+    assert process.returncode == 0, process.returncode
+    history = list(csv.DictReader((ROOT / model / "train_info" / "history.csv").open()))
+    rates = sorted(float(epoch["pictures_per_s"]) for epoch in history[1:] or history)
+    return {
+        "first_step_s": first_step_s,
+        "whole_s": time.time() - began,
+        "pictures_per_s": rates[len(rates) // 2],
+        "history": history,
+    }
+
+
+def _script(arguments: argparse.Namespace, *, epochs: int, max_steps: int = -1) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.lightning_peer", str(arguments.weights), str(arguments.photos)]
+    began = time.time()
+    answer = subprocess.run(
+        [*command, str(epochs), str(BATCH), str(max_steps)],
+        cwd=ROOT, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    whole_s = time.time() - began
+    return {"first_step_s": json.loads(answer.stdout.splitlines()[-1])["first_step_at"] - began, "whole_s": whole_s}
+
+
+def _inner(name: str, arguments: argparse.Namespace, photos: Path | None = None) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.training", "--inner", name, "--weights", str(arguments.weights)]
+    answer = subprocess.run(
+        [*command, "--photos", str(photos or arguments.photos)],
+        cwd=ROOT, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    measured: dict[str, float] = json.loads(answer.stdout.splitlines()[-1])
+    return measured
+
+
+def _loop(arguments: argparse.Namespace, *, best: bool) -> dict[str, float]:
+    """A bare loop over tensors that are in memory already."""
+    import torch
+    from torch.nn import functional
+    from transformers import AutoModelForImageClassification
+
+    network = AutoModelForImageClassification.from_pretrained(
+        arguments.weights, num_labels=5, ignore_mismatched_sizes=True
+    ).train()
+    side_px = network.config.image_size
+    pixels, labels = torch.rand(8 * BATCH, 3, side_px, side_px), torch.randint(0, 5, (8 * BATCH,))
+    cpu = torch.cpu.get_capabilities()
+    bf16 = best and bool(cpu.get("amx_bf16") or cpu.get("avx512_bf16"))
+    if best:
+        network = network.to(memory_format=torch.channels_last)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=best)
+    seconds, trained, began = 6.0, 0, 0.0
+    while not began or time.perf_counter() - began < seconds:
+        for place in range(0, len(pixels), BATCH):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+                logits = network(pixel_values=pixels[place : place + BATCH]).logits
+            functional.cross_entropy(logits.float(), labels[place : place + BATCH]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            trained += BATCH
+        if not began:  # the first round is to warm up
+            began, trained = time.perf_counter(), 0
+    return {"pictures_per_s": trained / (time.perf_counter() - began)}
+
+
+def _stream(arguments: argparse.Namespace, *, on_disk: bool) -> dict[str, float]:
+    """Files through Ray Data and the Feed into this process, as a worker gets them; then again, in another order."""
+    import numpy as np
+    import ray
+
+    from classifier.processor import load_preprocess
+    from cluster.session import ray_session
+    from cluster.sizing import admission_cpus, physical_cores, plan_training
+    from training.batches import Pixels
+    from training.feed import Feed, FeedPlan
+
+    spec = load_preprocess(str(arguments.weights), size_px=None, max_pixels=10**8)
+    paths = sorted(str(file.relative_to(arguments.photos)) for file in _photos(arguments.photos))
+    with (
+        ray_session(address=None, admission_cpus=admission_cpus(physical_cores(), 1)) as session,
+        tempfile.TemporaryDirectory(prefix="shards-") as shards,
+    ):
+        plan = plan_training(session.capacity, num_workers=1, device="cpu")
+        feed = ray.remote(num_cpus=0)(Feed).remote(
+            FeedPlan(
+                root=arguments.photos.absolute(),
+                splits={"train": paths},
+                spec=spec,
+                decode_cpus=plan.decode_cpus,
+                decode_tasks=plan.decode_tasks,
+                shards={"train": Path(shards)} if on_disk else None,
+                name="bench",
+            )
+        )
+        feed.start.remote()
+        pixels = Pixels(feed, "train")
+        warm = len(paths) // 4  # processes have started, both cores decode
+        pixels.rows(np.arange(warm))
+        began = time.perf_counter()
+        for place in range(warm, len(paths), BATCH):
+            pixels.rows(np.arange(place, min(place + BATCH, len(paths))))
+        first_per_s = (len(paths) - warm) / (time.perf_counter() - began)
+        order = np.random.default_rng(0).permutation(len(paths))
+        began = time.perf_counter()
+        for place in range(0, len(paths), BATCH):
+            pixels.rows(order[place : place + BATCH])
+        return {"first_per_s": first_per_s, "again_per_s": len(paths) / (time.perf_counter() - began)}
+
+
+def _loader(arguments: argparse.Namespace) -> dict[str, float]:
+    """A DataLoader with a worker for each core, and the same decoding."""
+    import torch
+    from torch.utils.data import DataLoader, Dataset
+
+    from classifier.preprocess import load_pixels
+    from classifier.processor import load_preprocess
+
+    spec = load_preprocess(str(arguments.weights), size_px=None, max_pixels=10**8)
+    files = _photos(arguments.photos)
+
+    class Files(Dataset[Any]):
+        def __len__(self) -> int:
+            return len(files)
+
+        def __getitem__(self, place: int) -> Any:
+            return torch.from_numpy(load_pixels(files[place].read_bytes(), spec))
+
+    batches = iter(DataLoader(Files(), batch_size=BATCH, num_workers=len(os.sched_getaffinity(0))))
+    warm = len(files) // 4 // BATCH * BATCH
+    for _ in range(warm // BATCH):
+        next(batches)
+    began = time.perf_counter()
+    done = sum(len(batch) for batch in batches)
+    return {"per_s": done / (time.perf_counter() - began)}
+
+
+def _photos(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("*/*") if file.is_file())
+
+
+def _repeated(photos: Path, folder: Path, count: int) -> None:
+    """`count` files, the photos over and over, as links."""
+    files = _photos(photos)
+    for number in range(count):
+        source = files[number % len(files)]
+        target = folder / source.parent.name / f"{number:06d}{source.suffix}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(source.absolute())
+
+
+def _drawn(folder: Path, count: int, *, size: tuple[int, int], suffix: str) -> None:
+    """Pictures of noise on a gradient, in three classes; large ones are few and repeated."""
+    import numpy as np
+    from PIL import Image
+
+    width_px, height_px = size
+    different = count if width_px < 64 else 8
+    ramp = np.linspace(0, 160, width_px, dtype=np.float32)[None, :, None] + np.zeros((height_px, 1, 3), np.float32)
+    for number in range(count):
+        target = folder / "abc"[number % 3] / f"{number:06d}.{suffix}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if number >= different:
+            source = folder / "abc"[number % different % 3] / f"{number % different:06d}.{suffix}"
+            target.symlink_to(source.absolute())
+            continue
+        noise = np.random.default_rng(number).integers(0, 90, (height_px // 8 or 1, width_px // 8 or 1, 3))
+        coarse = np.asarray(Image.fromarray(noise.astype(np.uint8)).resize(size), dtype=np.float32)
+        Image.fromarray((ramp + coarse).astype(np.uint8)).save(target)
+
+
+@contextlib.contextmanager
+def _cluster(scratch: Path) -> Iterator[str]:
+    """`ray start --head` on ports of its own."""
+    import psutil
+
+    port, folder, cores = 16_399, scratch / "ray", len(os.sched_getaffinity(0))
+    ray = Path(sys.executable).parent / "ray"
+    options = (f"--port={port}", f"--num-cpus={cores + 1}", "--dashboard-port=18265", f"--temp-dir={folder}")
+    try:
+        subprocess.run(
+            [ray, "start", "--head", *options], check=True, stdout=subprocess.DEVNULL, env=_environment(None)
+        )
+        yield f"127.0.0.1:{port}"
+    finally:
+        for process in psutil.process_iter(["cmdline"]):
+            if str(folder) in " ".join(process.info["cmdline"] or ()):
+                process.kill()
+
+
+def _environment(address: str | None) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    return kept | ({"RAY_ADDRESS": address} if address else {}) | {"HF_HUB_OFFLINE": "1"}
+
+
+PARTS: dict[str, Callable[[argparse.Namespace, Path], list[dict[str, Any]]]] = {
+    "start": _start,
+    "job": functools.partial(_job, plans=((1, "<= 1.0"), (3, None), (10, "<= 0.6"))),
+    "long": functools.partial(_job, plans=((30, "<= 0.45"),)),
+    "step": _step,
+    "workers": _workers,
+    "ingest": _ingest,
+    "epoch": _epoch,
+    "memory": _memory,
+}
+INNER: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
+    "loop": functools.partial(_loop, best=False),
+    "best_loop": functools.partial(_loop, best=True),
+    "stream": functools.partial(_stream, on_disk=False),
+    "stream_disk": functools.partial(_stream, on_disk=True),
+    "loader": _loader,
+}
+
+if __name__ == "__main__":
+    main()
