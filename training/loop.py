@@ -110,7 +110,6 @@ def train_loop(options: dict[str, Any]) -> None:
         strategy=RayDDPStrategy(broadcast_buffers=False) if world_size > 1 else "auto",
         plugins=[RayLightningEnvironment()] if world_size > 1 else None,
         precision=_precision(config, on_gpu=on_gpu),
-        gradient_clip_val=config.trainer.gradient_clip,
         logger=_logger(config, folder) if rank == 0 else False,
         callbacks=[*_averaging(config), watch, epochs],
         enable_checkpointing=False,

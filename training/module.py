@@ -69,6 +69,15 @@ class ClassifierModule(lightning.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Limit the norm of the gradients. Lightning's own way refuses a fused optimizer in mixed precision, for the sake
+        of a loss scaling that bf16 does not need."""
+        limit = self._config.trainer.gradient_clip
+        if limit is not None:
+            nn.utils.clip_grad_norm_(
+                [parameter for group in optimizer.param_groups for parameter in group["params"]], limit
+            )
+
     def on_validation_epoch_start(self) -> None:
         """Evaluate one network: each worker's BatchNorm has seen other pictures, so their statistics are averaged."""
         if self.trainer.world_size > 1:
