@@ -124,6 +124,7 @@ class Desk:
             dataset=manifest.dataset,
             created=manifest.created,
             device=str(self.args.device),
+            backend=replica.predictor.backend,
             limits={
                 "upload_bytes": self.args.max_upload_bytes,
                 "batch_bytes": self.args.max_batch_bytes,

@@ -1,6 +1,7 @@
 """The commands, as a user types them: `make serve` and `serve run`."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,9 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import requests
 
+from classifier.model_folder import read_manifest
+from classifier.onnx_export import export_onnx
+from classifier.preprocess import load_pixels
+from serving import launch
 from tests.serving.conftest import encoded, free_port, photo
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -68,7 +74,10 @@ def _listens(address: str, port: int) -> bool:
 def test_make_serve_answers_on_this_machine_only(animals: Path, tmp_path: Path) -> None:
     """Behind HAProxy, which Ray would bind to every interface, with its statistics and metrics pages."""
     port, statistics, metrics, log = free_port(), free_port(), free_port(), tmp_path / "log"
-    command = [sys.executable, "-m", "serving.launch", f"model={animals}", f"port={port}"]
+    pixels = load_pixels(encoded(photo(), "JPEG"), read_manifest(animals).preprocess)
+    model = shutil.copytree(animals, tmp_path / "model")
+    export_onnx(model, pixels[np.newaxis])
+    command = [sys.executable, "-m", "serving.launch", f"model={model}", f"port={port}", "backend=onnx"]
     variables = {
         "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
@@ -80,6 +89,7 @@ def test_make_serve_answers_on_this_machine_only(animals: Path, tmp_path: Path) 
         assert requests.post(f"{url}/predict", data=encoded(photo(), "JPEG"), timeout=10).status_code == 200
         assert requests.post(f"{url}/predict", data=b"", timeout=10).status_code == 422
         assert requests.get(f"{url}/", timeout=10).headers["Content-Type"].startswith("text/html")
+        assert requests.get(f"{url}/model", timeout=10).json()["backend"] == "onnx"
         ports = (port, statistics, metrics, 30500)
         assert [_listens("127.0.0.1", each) for each in ports] == [True] * 4
         other = _other_address()
@@ -130,3 +140,23 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[s
     error = [line for line in done.stdout.splitlines() if line.startswith("Error: ")]
     assert len(error) == 1 and words in error[0]
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("cores", "given", "replicas"),
+    [
+        (2, {}, (2, 2)),
+        (8, {}, (2, 8)),
+        (1, {}, (1, 1)),
+        (8, {"max_replicas": "1"}, (1, 1)),
+        (8, {"min_replicas": "2"}, (2, 2)),
+        (8, {"device": "gpu"}, (1, 2)),
+    ],
+)
+def test_two_replicas_are_there_from_the_start_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, cores: int, given: dict[str, str], replicas: tuple[int, int]
+) -> None:
+    """And one for every core under load; a GPU is filled by one."""
+    monkeypatch.setattr(launch, "physical_cores", lambda: cores)
+    args = launch.LaunchArgs.model_validate({"model": "EXAMS", "device": "cpu", **given})
+    assert (args.min_replicas, args.max_replicas) == replicas
