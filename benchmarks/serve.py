@@ -1,6 +1,6 @@
 """The endpoint beside LitServe: the same pictures, network and work, in one run, alternating.
 
-    python -m benchmarks.serve [pairs=5] [seconds=3] [workers=2]
+    python -m benchmarks.serve [pairs=5] [seconds=3] [workers=2] [engines=onnx,torch]
 
 `python -m serving.launch`, which is `make serve`, with its defaults, then with `backend=torch`; its model folder has a
 `model.onnx`, as training leaves it. LitServe answers with PyTorch. Both servers are up all the time and are asked in
@@ -59,32 +59,40 @@ _ENGINES: dict[BackendName, dict[int, str]] = {
 
 
 def main(arguments: list[str]) -> None:
-    options = {"pairs": "5", "seconds": "3", "workers": "2", **dict(pair.split("=", 1) for pair in arguments)}
-    pairs, seconds = int(options["pairs"]), float(options["seconds"])
+    given = dict(pair.split("=", 1) for pair in arguments)
+    options = {"pairs": "5", "seconds": "3", "workers": "2", "engines": ",".join(_ENGINES), **given}
     bodies = [_jpeg(seed) for seed in range(16)]
-    requests = [post("/predict", body) for body in bodies]
-    rows: list[dict[str, object]] = []
     load = os.getloadavg()[0]  # before ours
     with tempfile.TemporaryDirectory() as scratch:
         model = _write_model(Path(scratch) / "model", bodies)
-        peer = [sys.executable, "-m", "benchmarks.litserve_peer", str(model), str(_PORTS["peer"])]
-        peer.append(f"workers={options['workers']}")
-        for engine, bars in _ENGINES.items():
-            ours = [sys.executable, "-m", "serving.launch", f"model={model}", f"port={_PORTS['ours']}"]
-            if engine != "onnx":  # its default
-                ours.append(f"backend={engine}")
-            with _server(ours, "ours", "readyz") as first, _server(peer, "peer", "health") as second:
-                servers = {"ours": first, "peer": second}
-                for clients in _CLIENTS:
-                    rows += _compare(engine, clients, bars[clients], pairs, seconds, requests, servers)
-            rates = [float(str(row["ours"])) for row in rows if str(row["what"]).startswith(f"{engine}, requests/s")]
-            rows.append(_bare_row(engine, max(rates), model, bodies, seconds))
-    for row in rows:
-        ratio = f"{row['ratio_median']:.2f} ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
-        print(f"{row['what']:45} ours {row['ours']:7.1f}  {row['peer_name']} {row['peer']:7.1f}  {ratio}  {row['bar']}")
+        for engine in _ENGINES:
+            if engine in options["engines"].split(","):
+                _write(engine, _measure(engine, model, bodies, options), load)
+
+
+def _measure(engine: BackendName, model: Path, bodies: list[bytes], options: dict[str, str]) -> list[dict[str, object]]:
+    pairs, seconds = int(options["pairs"]), float(options["seconds"])
+    requests = [post("/predict", body) for body in bodies]
+    ours = [sys.executable, "-m", "serving.launch", f"model={model}", f"port={_PORTS['ours']}"]
+    if engine != "onnx":  # its default
+        ours.append(f"backend={engine}")
+    peer = [sys.executable, "-m", "benchmarks.litserve_peer", str(model), str(_PORTS["peer"])]
+    peer.append(f"workers={options['workers']}")
+    rows: list[dict[str, object]] = []
+    with _server(ours, "ours", "readyz") as first, _server(peer, "peer", "health") as second:
+        servers = {"ours": first, "peer": second}
+        for clients in _CLIENTS:
+            rows += _compare(engine, clients, pairs, seconds, requests, servers)
+    best = max(float(str(row["ours"])) for row in rows if "requests/s" in str(row["what"]))
+    return [*rows, _bare_row(engine, best, model, bodies, seconds)]
+
+
+def _write(engine: str, rows: list[dict[str, object]], load: float) -> None:
+    """Into the result, in place of what it says of this engine."""
+    before = json.loads(_RESULTS.read_text())["rows"] if _RESULTS.exists() else []
     result = {
-        "rows": rows,
-        "command": "python -m benchmarks.serve " + " ".join(f"{key}={value}" for key, value in options.items()),
+        "rows": [row for row in before if not row["what"].startswith(f"{engine}, ")] + rows,
+        "command": "python -m benchmarks.serve",
         "machine": f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}, load {load:.1f} before",
         "versions": {name: version(name) for name in ("ray", "litserve", "torch", "onnxruntime", "pillow", "fastapi")},
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -94,9 +102,8 @@ def main(arguments: list[str]) -> None:
 
 
 def _compare(
-    engine: str,
+    engine: BackendName,
     clients: int,
-    bar: str,
     pairs: int,
     seconds: float,
     requests: list[bytes],
@@ -116,6 +123,7 @@ def _compare(
         measured.append((found["ours"], found["peer"]))
     delays = [(ours.p50_ms, peer.p50_ms) for ours, peer in measured]
     what = f"{engine}, p50 in ms at {clients} client{'s' if clients > 1 else ''}, less is better"
+    bar = _ENGINES[engine][clients]
     row = _row(what, bar if clients == 1 else "", delays) | {"load_cores": _load_cores(measured)}
     if clients == 1:
         return [row]
@@ -130,7 +138,7 @@ def _load_cores(measured: list[tuple[Measured, Measured]]) -> list[float]:
 
 def _row(what: str, bar: str, values: list[tuple[float, float]], *, peer: str = "LitServe") -> dict[str, object]:
     ratios = [ours / theirs for ours, theirs in values]
-    return {
+    row: dict[str, object] = {
         "what": what,
         "ours": round(statistics.median(ours for ours, _ in values), 2),
         "peer": round(statistics.median(theirs for _, theirs in values), 2),
@@ -141,6 +149,9 @@ def _row(what: str, bar: str, values: list[tuple[float, float]], *, peer: str = 
         "pairs": len(values),
         "bar": bar,
     }
+    ratio = f"{row['ratio_median']:.2f} ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
+    print(f"{what:48} ours {row['ours']:7.1f}  {peer} {row['peer']:7.1f}  ratio {ratio}  {bar}", flush=True)
+    return row
 
 
 def _bare_row(engine: BackendName, best: float, model: Path, bodies: list[bytes], seconds: float) -> dict[str, object]:

@@ -1,7 +1,6 @@
 """The commands, as a user types them: `make serve` and `serve run`."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -11,13 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 import requests
 
-from classifier.model_folder import read_manifest
-from classifier.onnx_export import export_onnx
-from classifier.preprocess import load_pixels
 from serving import launch
 from tests.serving.conftest import encoded, free_port, photo
 
@@ -74,10 +69,7 @@ def _listens(address: str, port: int) -> bool:
 def test_make_serve_answers_on_this_machine_only(animals: Path, tmp_path: Path) -> None:
     """Behind HAProxy, which Ray would bind to every interface, with its statistics and metrics pages."""
     port, statistics, metrics, log = free_port(), free_port(), free_port(), tmp_path / "log"
-    pixels = load_pixels(encoded(photo(), "JPEG"), read_manifest(animals).preprocess)
-    model = shutil.copytree(animals, tmp_path / "model")
-    export_onnx(model, pixels[np.newaxis])
-    command = [sys.executable, "-m", "serving.launch", f"model={model}", f"port={port}", "backend=onnx"]
+    command = [sys.executable, "-m", "serving.launch", f"model={animals}", f"port={port}"]
     variables = {
         "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),

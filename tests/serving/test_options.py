@@ -34,12 +34,12 @@ def test_a_model_that_cannot_be_used_stops_the_deployment_before_anything_starts
         deploy(DeployArgs(model="EXAMS", models_dir=tmp_path))
 
 
-def test_an_engine_that_the_model_or_the_device_does_not_have_stops_it_too(animals: Path) -> None:
+def test_an_engine_that_the_model_or_the_device_does_not_have_stops_it_too(tiny_model: Path) -> None:
     """Before a replica tries, twenty times."""
     with pytest.raises(BadModelFolder, match=r"has no model\.onnx"):
-        deploy(DeployArgs(model=str(animals), backend="onnx"))
+        deploy(DeployArgs(model=str(tiny_model), backend="onnx"))
     with pytest.raises(ConfigError, match="backend=onnx runs on CPUs only"):
-        settle(DeployArgs(model=str(animals), backend="onnx", device="gpu"), key_digest=None)
+        settle(DeployArgs(model=str(tiny_model), backend="onnx", device="gpu"), key_digest=None)
 
 
 def test_a_dataset_means_its_newest_model(animals: Path) -> None:

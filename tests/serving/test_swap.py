@@ -13,8 +13,7 @@ from classifier.errors import BadModelFolder, ClusterError
 from classifier.model_folder import read_manifest
 from serving import app
 from serving.swap import swap
-from tests.conftest import write_tiny_model
-from tests.serving.conftest import LABELS, Deploy, encoded, photo
+from tests.serving.conftest import Deploy, encoded, photo, write_animals
 
 
 class Meanwhile:
@@ -81,9 +80,9 @@ def test_a_new_model_takes_over_without_a_gap_and_a_bad_one_does_not(
     monkeypatch.setenv("SERVE_API_KEY", "open sesame")
     url = deploy("/swapped", model=str(animals), max_upload_mb=1)
     monkeypatch.delenv("SERVE_API_KEY")
-    newer = write_tiny_model(tmp_path / "ANIMALS" / "default" / "2026-11-23" / "09-00-00", labels=LABELS, seed=2)
-    torn = write_tiny_model(tmp_path / "ANIMALS" / "torn" / "2026-11-24" / "09-00-00", labels=LABELS, seed=3)
-    (torn / "model.safetensors").write_bytes(b"torn")
+    newer = write_animals(tmp_path / "ANIMALS" / "default" / "2026-11-23" / "09-00-00", seed=2)
+    torn = write_animals(tmp_path / "ANIMALS" / "torn" / "2026-11-24" / "09-00-00", seed=3)
+    (torn / "model.onnx").write_bytes(b"torn")
     old_digest, new_digest = read_manifest(animals).digest, read_manifest(newer).digest
 
     with Visitor(url) as visitor:
@@ -133,7 +132,7 @@ def test_a_model_whose_replicas_fail_leaves_the_old_one_serving_for_good(
 ) -> None:
     """One that is another by the time it is loaded, one whose processes die; a crash later brings the old one back."""
     url = deploy("/kept", model=str(animals))
-    newer = write_tiny_model(tmp_path / "newer", labels=LABELS, seed=4)
+    newer = write_animals(tmp_path / "newer", seed=4)
     old_digest, new_digest = read_manifest(animals).digest, read_manifest(newer).digest
 
     with Visitor(url) as visitor:
@@ -189,7 +188,7 @@ def test_an_application_deployed_from_a_file_swaps_too_and_survives_a_bad_model(
 
     deploy_file(animals)
     wait_for("RUNNING")
-    newer = write_tiny_model(tmp_path / "newer", labels=LABELS, seed=5)
+    newer = write_animals(tmp_path / "newer", seed=5)
     swap(str(newer), models_dir=tmp_path, app_name="declared", timeout_s=60)
     assert digest() == read_manifest(newer).digest
     wait_for("RUNNING")
