@@ -3,7 +3,8 @@
     python -m benchmarks.litserve_peer MODEL PORT [workers=2] [api_servers=1] [fast_queue=1]
 
 In the form that is best for it: bare bytes (its tutorials send base64 in JSON), batches of the same size that wait for
-nobody, ZeroMQ between its processes. `serve.py` starts it.
+nobody, ZeroMQ between its processes. Two workers gave 226 requests/s at 16 clients on two cores and one gave 170 (at
+one client one worker has the better p50: 9.5 against 11.2 ms); a second API server changed nothing. `serve.py` starts it.
 """
 
 import sys

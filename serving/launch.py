@@ -36,6 +36,10 @@ _FAST = {
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     # A photo passes in a piece or two instead of in one for every 16 KB.
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(128 * 1024),
+    # Of its four threads one is enough: 370 requests/s take 0.07 cores of it.
+    "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    # Serve's controller looks round four times a second instead of ten: 0.03 cores, for ever.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",
     # Ray's processes give way to every other program (15); who waits for an answer is no background work.
     "RAY_worker_niceness": "0",
 }

@@ -1,6 +1,7 @@
 """The commands, as a user types them: `make serve` and `serve run`."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,8 +14,9 @@ from pathlib import Path
 import pytest
 import requests
 
+from classifier.model_folder import read_manifest
 from serving import launch
-from tests.serving.conftest import encoded, free_port, photo
+from tests.serving.conftest import encoded, free_port, photo, write_animals
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -90,11 +92,25 @@ def test_make_serve_answers_on_this_machine_only(animals: Path, tmp_path: Path) 
         while "Ctrl-C stops it." not in log.read_text():  # a replica answers a moment before Serve says so
             assert process.poll() is None
             time.sleep(0.1)
+        newer = write_animals(tmp_path / "newer", seed=2)
+        _swap_as_it_says(log.read_text(), newer)
+        assert requests.get(f"{url}/model", timeout=10).json()["digest"] == read_manifest(newer).digest
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 0
     shown = log.read_text()
     assert f"page       {url}/" in shown
     assert "Warning" not in shown and "Traceback" not in shown
+
+
+def _swap_as_it_says(shown: str, model: Path) -> None:
+    """Type the command that `make serve` shows, in another terminal: it knows of no token but that in Ray's own file."""
+    match = re.search(r"RAY_ADDRESS=(\S+) python (-m serving\.swap) model=NEW", shown)
+    assert match
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment |= {"RAY_ADDRESS": match[1], "PYTHONPATH": str(_ROOT)}
+    command = [sys.executable, *match[2].split(), f"model={model}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_serve_run_answers_and_says_how_to_be_faster(animals: Path, tmp_path: Path) -> None:
