@@ -91,7 +91,7 @@ def _write(engine: str, rows: list[dict[str, object]], load: float) -> None:
     """Into the result, in place of what it says of this engine."""
     before = json.loads(_RESULTS.read_text())["rows"] if _RESULTS.exists() else []
     result = {
-        "rows": [row for row in before if not row["what"].startswith(f"{engine}, ")] + rows,
+        "rows": [row for row in before if row["what"].partition(", ")[0] in set(_ENGINES) - {engine}] + rows,
         "command": "python -m benchmarks.serve",
         "machine": f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}, load {load:.1f} before",
         "versions": {name: version(name) for name in ("ray", "litserve", "torch", "onnxruntime", "pillow", "fastapi")},

@@ -100,11 +100,12 @@ def test_a_new_model_takes_over_without_a_gap_and_a_bad_one_does_not(
     assert card["limits"]["upload_bytes"] == 1024 * 1024
 
 
-def _replicas(app_name: str) -> list[str]:
+def _replicas(app_name: str, *, state: str | None = None) -> list[str]:
     from ray.serve.context import _get_global_client
 
     deployments = _get_global_client().get_serve_details()["applications"][app_name]["deployments"].values()
-    return [replica["actor_name"] for deployment in deployments for replica in deployment["replicas"]]
+    replicas = [replica for deployment in deployments for replica in deployment["replicas"]]
+    return [replica["actor_name"] for replica in replicas if state in (None, replica["state"])]
 
 
 def _kill(replica: str) -> None:
@@ -115,7 +116,7 @@ def _kill(replica: str) -> None:
 
 def _digest_after_a_crash(url: str, app_name: str) -> str:
     """Kill what serves, and see what comes back."""
-    (replica,) = _replicas(app_name)
+    (replica,) = _replicas(app_name, state="RUNNING")
     _kill(replica)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
