@@ -1,12 +1,14 @@
-"""The endpoint beside LitServe: the same model, pictures and work, in one run, alternating.
+"""The endpoint beside LitServe: the same pictures, network and work, in one run, alternating.
 
-    python -m benchmarks.serve [pairs=5] [seconds=4] [workers=2]
+    python -m benchmarks.serve [pairs=5] [seconds=3] [workers=2] [engines=onnx,torch]
 
-Both servers are up all the time and are asked in turns, so a slow minute of the machine hits both; what counts is the
-ratio of each pair. `python -m serving.launch` is taken with its defaults.
+`python -m serving.launch`, which is `make serve`, with its defaults, then with `backend=torch`; its model folder has a
+`model.onnx`, as training leaves it. LitServe answers with PyTorch. Both servers are up all the time and are asked in
+turns, so a slow minute of the machine hits both; what counts is the ratio of each pair. Before that, both are asked by
+as many clients until their rate no longer rises. The one that is not asked is stopped (SIGSTOP): Ray's own processes
+take 0.15 cores when nobody asks anything.
 """
 
-import asyncio
 import contextlib
 import io
 import json
@@ -19,20 +21,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from urllib.request import urlopen
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 
+from benchmarks.load import Measured, ask, ask_until_steady, post
 from classifier import image
 from classifier.model_folder import write_model
 from classifier.network import load_network
-from classifier.predict import Predictor
+from classifier.onnx_export import export_onnx
+from classifier.predict import BackendName, Predictor
 from classifier.preprocess import load_pixels
 from classifier.processor import load_preprocess
 
@@ -45,127 +49,148 @@ _CONFIG = {
     "depths": [1, 1],
     "layer_type": "basic",
 }
-_OURS, _PEER = 18_801, 18_802
-
-
-@dataclass(frozen=True)
-class Measured:
-    per_s: float
-    p50_ms: float
+_PORTS = {"ours": 18_801, "peer": 18_802}
+_CLIENTS = (1, 16, 64)
+_STEADY_LIMIT_S = 30
+# What `make serve` answers with, and its bars: more is asked of the default.
+_ENGINES: dict[BackendName, dict[int, str]] = {
+    "onnx": {1: "<= 1.1", 16: ">= 1.3", 64: ">= 1.0"},
+    "torch": {1: "<= 1.1", 16: ">= 1.0", 64: ">= 1.0"},
+}
 
 
 def main(arguments: list[str]) -> None:
-    options = {"pairs": "5", "seconds": "4", "workers": "2", **dict(pair.split("=", 1) for pair in arguments)}
-    pairs, seconds = int(options["pairs"]), float(options["seconds"])
+    given = dict(pair.split("=", 1) for pair in arguments)
+    options = {"pairs": "5", "seconds": "3", "workers": "2", "engines": ",".join(_ENGINES), **given}
+    bodies = [_jpeg(seed) for seed in range(16)]
+    load = os.getloadavg()[0]  # before ours
     with tempfile.TemporaryDirectory() as scratch:
-        model = _write_model(Path(scratch) / "model")
-        bodies = [_jpeg(seed) for seed in range(16)]
-        ours = [sys.executable, "-m", "serving.launch", f"model={model}", f"port={_OURS}"]
-        peer = [sys.executable, "-m", "benchmarks.litserve_peer", str(model), str(_PEER), options["workers"]]
-        with _server(ours, f"http://127.0.0.1:{_OURS}/readyz"), _server(peer, f"http://127.0.0.1:{_PEER}/health"):
-            rows = [
-                *_compare(1, pairs, seconds, bodies),
-                *_compare(16, pairs, seconds, bodies),
-                *_compare(64, pairs, seconds, bodies),
-            ]
-        bare = statistics.median(_bare_loop(model, bodies, seconds) for _ in range(3))
-        most = max(row["ours"] for row in rows if row["what"].startswith("requests/s"))
-        rows.append(_row("pictures/s at best, beside decode + forward in one process without HTTP", "", [(most, bare)]))
-        rows[-1]["peer_name"] = "bare loop, one thread"
-    for row in rows:
-        ratio = f"{row['ratio_median']:.2f} ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
-        print(f"{row['what']:60} ours {row['ours']:8.1f}  {row['peer_name']} {row['peer']:8.1f}  ratio {ratio}")
+        model = _write_model(Path(scratch) / "model", bodies)
+        for engine in _ENGINES:
+            if engine in options["engines"].split(","):
+                _write(engine, _measure(engine, model, bodies, options), load)
+
+
+def _measure(engine: BackendName, model: Path, bodies: list[bytes], options: dict[str, str]) -> list[dict[str, object]]:
+    pairs, seconds = int(options["pairs"]), float(options["seconds"])
+    requests = [post("/predict", body) for body in bodies]
+    ours = [sys.executable, "-m", "serving.launch", f"model={model}", f"port={_PORTS['ours']}"]
+    if engine != "onnx":  # its default
+        ours.append(f"backend={engine}")
+    peer = [sys.executable, "-m", "benchmarks.litserve_peer", str(model), str(_PORTS["peer"])]
+    peer.append(f"workers={options['workers']}")
+    rows: list[dict[str, object]] = []
+    with _server(ours, "ours", "readyz") as first, _server(peer, "peer", "health") as second:
+        servers = {"ours": first, "peer": second}
+        for clients in _CLIENTS:
+            rows += _compare(engine, clients, pairs, seconds, requests, servers)
+    best = max(float(str(row["ours"])) for row in rows if "requests/s" in str(row["what"]))
+    return [*rows, _bare_row(engine, best, model, bodies, seconds)]
+
+
+def _write(engine: str, rows: list[dict[str, object]], load: float) -> None:
+    """Into the result, in place of what it says of this engine."""
+    before = json.loads(_RESULTS.read_text())["rows"] if _RESULTS.exists() else []
     result = {
-        "rows": rows,
-        "machine": f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f}",
-        "versions": {name: version(name) for name in ("ray", "litserve", "torch", "pillow", "uvicorn", "fastapi")},
+        "rows": [row for row in before if row["what"].partition(", ")[0] in set(_ENGINES) - {engine}] + rows,
+        "command": "python -m benchmarks.serve",
+        "machine": f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}, load {load:.1f} before",
+        "versions": {name: version(name) for name in ("ray", "litserve", "torch", "onnxruntime", "pillow", "fastapi")},
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
     _RESULTS.parent.mkdir(exist_ok=True)
     _RESULTS.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def _compare(clients: int, pairs: int, seconds: float, bodies: list[bytes]) -> list[dict[str, object]]:
-    _ask(_PEER, clients, 3.0, bodies)
-    _ask(_OURS, clients, 3.0 if clients == 1 else 30.0, bodies)  # replicas come with the load; its workers are there
-    measured = []
+def _compare(
+    engine: BackendName,
+    clients: int,
+    pairs: int,
+    seconds: float,
+    requests: list[bytes],
+    servers: dict[str, psutil.Process],
+) -> list[dict[str, object]]:
+    for port in _PORTS.values():
+        ask_until_steady(port, requests, clients=clients, limit_s=_STEADY_LIMIT_S)
+
+    def asked(name: str) -> Measured:
+        with _stopped(servers["peer" if name == "ours" else "ours"]):
+            return ask(_PORTS[name], requests, clients=clients, seconds=seconds)
+
+    measured: list[tuple[Measured, Measured]] = []
     for number in range(pairs):
-        order = (_OURS, _PEER) if number % 2 == 0 else (_PEER, _OURS)
-        found = {port: _ask(port, clients, seconds, bodies) for port in order}
-        measured.append((found[_OURS], found[_PEER]))
-    if clients == 1:
-        values = [(ours.p50_ms, peer.p50_ms) for ours, peer in measured]
-        return [_row("p50 in ms at 1 client (less is better)", "<= 1.1", values)]
-    rates = _row(f"requests/s at {clients} clients", ">= 1.0", [(ours.per_s, peer.per_s) for ours, peer in measured])
+        order = ("ours", "peer") if number % 2 == 0 else ("peer", "ours")
+        found = {name: asked(name) for name in order}
+        measured.append((found["ours"], found["peer"]))
     delays = [(ours.p50_ms, peer.p50_ms) for ours, peer in measured]
-    return [rates, _row(f"p50 in ms at {clients} clients (less is better)", "", delays)]
+    what = f"{engine}, p50 in ms at {clients} client{'s' if clients > 1 else ''}, less is better"
+    bar = _ENGINES[engine][clients]
+    row = _row(what, bar if clients == 1 else "", delays) | {"load_cores": _load_cores(measured)}
+    if clients == 1:
+        return [row]
+    rates = [(ours.per_s, peer.per_s) for ours, peer in measured]
+    return [_row(f"{engine}, requests/s at {clients} clients", bar, rates) | {"load_cores": _load_cores(measured)}, row]
 
 
-def _row(what: str, bar: str, values: list[tuple[float, float]]) -> dict[str, object]:
-    ratios = [ours / peer for ours, peer in values]
-    return {
+def _load_cores(measured: list[tuple[Measured, Measured]]) -> list[float]:
+    """What asking took itself: beside ours, beside the peer."""
+    return [round(statistics.median(pair[place].own_cores for pair in measured), 3) for place in (0, 1)]
+
+
+def _row(what: str, bar: str, values: list[tuple[float, float]], *, peer: str = "LitServe") -> dict[str, object]:
+    ratios = [ours / theirs for ours, theirs in values]
+    row: dict[str, object] = {
         "what": what,
         "ours": round(statistics.median(ours for ours, _ in values), 2),
-        "peer": round(statistics.median(peer for _, peer in values), 2),
-        "peer_name": "LitServe",
+        "peer": round(statistics.median(theirs for _, theirs in values), 2),
+        "peer_name": peer,
         "ratio_median": round(statistics.median(ratios), 3),
         "ratio_min": round(min(ratios), 3),
         "ratio_max": round(max(ratios), 3),
         "pairs": len(values),
         "bar": bar,
     }
+    ratio = f"{row['ratio_median']:.2f} ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
+    print(f"{what:48} ours {row['ours']:7.1f}  {peer} {row['peer']:7.1f}  ratio {ratio}  {bar}", flush=True)
+    return row
 
 
-def _ask(port: int, clients: int, seconds: float, bodies: list[bytes]) -> Measured:
-    return asyncio.run(_ask_all(port, clients, seconds, bodies))
-
-
-async def _ask_all(port: int, clients: int, seconds: float, bodies: list[bytes]) -> Measured:
-    """Keep-alive clients that ask without a pause, over bare sockets: a full HTTP client would be what is measured."""
-    requests = [
-        b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/octet-stream\r\n"
-        + f"Content-Length: {len(body)}\r\n\r\n".encode()
-        + body
-        for body in bodies
-    ]
-    delays_s: list[float] = []
-    end = time.perf_counter() + seconds
-
-    async def client(number: int) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        while time.perf_counter() < end:
-            start = time.perf_counter()
-            writer.write(requests[number % len(requests)])
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-            answer = await reader.readexactly(length)
-            if not head.startswith(b"HTTP/1.1 200"):
-                raise RuntimeError(f"port {port}: {head!r} {answer[:200]!r}")
-            delays_s.append(time.perf_counter() - start)
-            number += 1
-            if b"\r\nconnection: close" in head.lower():  # HAProxy has reloaded: replicas have come or gone
-                writer.close()
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.close()
-
-    start = time.perf_counter()
-    await asyncio.gather(*(client(number) for number in range(clients)))
-    return Measured(len(delays_s) / (time.perf_counter() - start), statistics.median(delays_s) * 1000)
-
-
-def _bare_loop(model: Path, bodies: list[bytes], seconds: float) -> float:
-    torch.set_num_threads(1)
-    predictor = Predictor.load(model, device="cpu")
+def _bare_row(engine: BackendName, best: float, model: Path, bodies: list[bytes], seconds: float) -> dict[str, object]:
+    """How far the limit is: decode and forward in one process and one thread, without HTTP."""
+    predictor = Predictor.load(model, device="cpu", backend=engine, threads=1)
     predictor.warm_up(batch_size=len(bodies))
-    start, done = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        predictor.probabilities(np.stack([load_pixels(body, predictor.spec) for body in bodies]))
-        done += len(bodies)
-    return done / (time.perf_counter() - start)
+
+    def rate() -> float:
+        start, done = time.perf_counter(), 0
+        while time.perf_counter() - start < seconds:
+            predictor.probabilities(np.stack([load_pixels(body, predictor.spec) for body in bodies]))
+            done += len(bodies)
+        return done / (time.perf_counter() - start)
+
+    values = [(best, rate()) for _ in range(3)]
+    return _row(f"{engine}, requests/s at best, beside no HTTP", "", values, peer="one process, one thread")
 
 
 @contextlib.contextmanager
-def _server(command: list[str], ready_url: str) -> Iterator[None]:
+def _stopped(server: psutil.Process) -> Iterator[None]:
+    """As if it were not there: all processes of a server stand still."""
+    processes = [server, *server.children(recursive=True)]
+    try:
+        _signal(processes, signal.SIGSTOP)
+        yield
+    finally:
+        _signal(processes, signal.SIGCONT)
+        time.sleep(0.3)  # what its clocks have missed it does now
+
+
+def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
+@contextlib.contextmanager
+def _server(command: list[str], name: str, ready: str) -> Iterator[psutil.Process]:
     environment = {**os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": str(_ROOT)}
     # A group of its own: LitServe's workers outlive their parent.
     process = subprocess.Popen(command, cwd=_ROOT, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
@@ -173,22 +198,23 @@ def _server(command: list[str], ready_url: str) -> Iterator[None]:
         deadline = time.monotonic() + 120
         while True:
             try:
-                with urlopen(ready_url, timeout=2):
+                with urlopen(f"http://127.0.0.1:{_PORTS[name]}/{ready}", timeout=2):
                     break
             except OSError:
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"{' '.join(command)} did not come up") from None
                 time.sleep(0.2)
-        yield
+        yield psutil.Process(process.pid)
     finally:
-        process.terminate()
+        process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=60)
+            process.wait(timeout=30)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _write_model(folder: Path) -> Path:
+def _write_model(folder: Path, bodies: list[bytes]) -> Path:
+    """As training leaves it, with random weights: answers take as long."""
     torch.manual_seed(0)
     labels = ("cat", "dog", "emu", "fox")
     spec = load_preprocess("tiny", size_px=224, max_pixels=image.MAX_PIXELS, config=_CONFIG)
@@ -196,11 +222,15 @@ def _write_model(folder: Path) -> Path:
     write_model(
         folder, network, name="tiny", labels=labels, spec=spec, dataset={}, metrics={}, created="2026-01-01T00:00:00"
     )
+    torch.set_num_threads(1)
+    report = export_onnx(folder, np.stack([load_pixels(body, spec) for body in bodies])).onnx
+    if report is None or not report.kept:
+        raise RuntimeError(f"no model.onnx: {report}")
     return folder
 
 
 def _jpeg(seed: int) -> bytes:
-    """640 x 480, with about the detail of a photo (60 KB)."""
+    """640 x 480, with more detail than most photos have (100 KB)."""
     random = np.random.default_rng(seed)
     rough = Image.fromarray(random.integers(0, 256, (60, 80, 3), dtype=np.uint8)).resize((640, 480))
     grain = random.integers(-12, 13, (480, 640, 3))

@@ -68,7 +68,7 @@ class Predictor:
         """
         if backend == "onnx" and device == "gpu":
             raise ConfigError("backend=onnx runs on CPUs only; set device=cpu, or backend=torch")
-        on_gpu = device == "gpu" or (device == "auto" and backend != "onnx" and _gpu_is_here())
+        on_gpu = device == "gpu" or (device == "auto" and backend != "onnx" and gpu_is_here())
         manifest = read_manifest(folder)
         if backend == "onnx" or (backend == "auto" and not on_gpu and _prefers_onnx(manifest)):
             return cls(manifest, _onnx_backend(folder, manifest, threads))
@@ -138,7 +138,7 @@ def _onnx_backend(folder: Path, manifest: Manifest, threads: int | None) -> Back
     return OnnxBackend((folder / ONNX).read_bytes(), threads=threads)
 
 
-def _gpu_is_here() -> bool:
+def gpu_is_here() -> bool:
     """Whether torch sees a GPU; torch is asked, which takes seconds, only where there is a driver at all."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
         return False  # Ray says so to whoever did not ask for one

@@ -7,10 +7,13 @@ from classifier.errors import ClusterError
 
 _ANSWER_WITHIN_S = 5.0
 _TOKEN_SOURCES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+_TOKEN_FILE = Path(
+    "~/.ray/auth_token"
+)  # where Ray leaves the token of a cluster that a command started on this machine
 
 
 def use_token() -> None:
-    """Turn token authentication on when the environment holds a token: Ray wants RAY_AUTH_MODE=token as well.
+    """Turn token authentication on when there is a token, here or in Ray's own file: it wants RAY_AUTH_MODE=token too.
 
     Raises:
         ClusterError: RAY_AUTH_TOKEN_PATH names a file that cannot be read, or is empty.
@@ -23,11 +26,19 @@ def use_token() -> None:
             raise ClusterError(f"RAY_AUTH_TOKEN_PATH={file}: the token cannot be read ({error})") from error
         if empty:
             raise ClusterError(f"RAY_AUTH_TOKEN_PATH={file}: the file is empty; it must hold the cluster's token")
-    if "RAY_AUTH_MODE" not in os.environ and any(source in os.environ for source in _TOKEN_SOURCES):
+    if "RAY_AUTH_MODE" not in os.environ and _token_source() is not None:
         os.environ["RAY_AUTH_MODE"] = "token"
         from ray._raylet import Config  # type: ignore[attr-defined]
 
         Config.initialize("")  # Ray read its settings when it was imported
+
+
+def _token_source() -> str | None:
+    """Where Ray takes the token from; None where there is none, or where the user has turned tokens off."""
+    named = next((name for name in _TOKEN_SOURCES if name in os.environ), None)
+    if named is None and os.environ.get("RAY_AUTH_MODE", "token") == "token" and _TOKEN_FILE.expanduser().is_file():
+        return str(_TOKEN_FILE)
+    return named
 
 
 def find_cluster(address: str) -> str:
@@ -91,9 +102,9 @@ def _reason(error: object) -> str:
 
     code, details = error.code(), error.details() or ""  # type: ignore[attr-defined]
     if code == grpc.StatusCode.UNAUTHENTICATED:
-        sent = next((f"the token in {name}" for name in _TOKEN_SOURCES if name in os.environ), None)
+        sent = _token_source()
         return (
-            f"the cluster does not take {sent}; it must be the one that the cluster was started with"
+            f"the cluster does not take the token in {sent}; it must be the one that the cluster was started with"
             if sent
             else "the cluster wants a token; set RAY_AUTH_TOKEN_PATH to the file that holds it (or RAY_AUTH_TOKEN)"
         )

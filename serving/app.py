@@ -7,6 +7,7 @@ bytes -> `decode` -> `to_pixels` -> batched with its neighbours -> `Predictor` -
 # dictionary, unchecked, where the annotation is text.
 import logging
 import os
+from pathlib import Path
 
 import ray
 from ray import serve
@@ -14,8 +15,9 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
-from classifier.errors import ClusterError
+from classifier.errors import ClusterError, ConfigError
 from classifier.model_folder import find_model, load_model
+from classifier.predict import Predictor, gpu_is_here
 from serving.key import exposure_warning, read_key_digest
 from serving.options import DeployArgs
 from serving.replica import Replica, Settings
@@ -55,11 +57,11 @@ def settle(args: DeployArgs, *, key_digest: str | None) -> Settings:
 
     Raises:
         BadModelFolder, ClusterError: as `deploy`.
+        ConfigError: `backend` is onnx and `device` is gpu.
     """
     folder = find_model(args.model, models_dir=args.models_dir)
-    digest = load_model(folder).manifest.digest
     settled = args.model_copy(update={"model": str(folder), "device": _device(args)})
-    return Settings(args=settled, digest=digest, key_digest=key_digest)
+    return Settings(args=settled, digest=_checked_digest(folder, settled), key_digest=key_digest)
 
 
 def assemble(settings: Settings) -> Application:
@@ -93,9 +95,18 @@ def assemble(settings: Settings) -> Application:
     return deployment.bind(settings)
 
 
+def _checked_digest(folder: Path, args: DeployArgs) -> str:
+    """The digest of a model that was loaded as its replicas will load it."""
+    if args.device == "gpu":  # which may lie in another machine than this process
+        return load_model(folder).manifest.digest
+    return Predictor.load(folder, device=args.device, backend=args.backend).manifest.digest
+
+
 def _device(args: DeployArgs) -> str:
-    if args.device == "cpu":
+    if args.device == "cpu" or (args.device == "auto" and args.backend == "onnx"):
         return "cpu"
+    if args.backend == "onnx":
+        raise ConfigError("backend=onnx runs on CPUs only; set device=cpu, or backend=torch")
     has_gpu = _has_gpu()
     if args.device == "gpu" and not has_gpu:
         raise ClusterError("device=gpu, but there is no GPU here; set device=cpu or device=auto")
@@ -106,9 +117,7 @@ def _has_gpu() -> bool:
     """In the cluster where there is one already (`serve deploy`), else in this machine (`serve run`)."""
     if ray.is_initialized():
         return bool(ray.cluster_resources().get("GPU", 0) >= 1)
-    import torch
-
-    return torch.cuda.is_available()
+    return gpu_is_here()
 
 
 def _host() -> str:

@@ -4,13 +4,14 @@ import asyncio
 import base64
 import binascii
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 
@@ -43,12 +44,21 @@ _TOP = 3
 _SCORES = TypeAdapter(list[Score])
 
 
+class _Route(APIRoute):
+    """A route whose function takes the request and returns the response, and needs nothing in between."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return handler
+
+
 def build_api(replica: "Replica") -> FastAPI:
     """The ASGI application of a replica."""
     desk = Desk(replica)
     api = FastAPI(
         title="Class folders", version="1", summary=openapi.SUMMARY, docs_url=None, redoc_url=None, openapi_url=None
     )
+    api.router.route_class = _Route
 
     @api.post("/predict", response_model=Answer, **openapi.PREDICT)
     async def predict(request: Request) -> Response:
@@ -82,17 +92,17 @@ def build_api(replica: "Replica") -> FastAPI:
         return desk.respond(desk.card)
 
     @api.get("/healthz", response_model=Health, **openapi.HEALTH)
-    async def healthz() -> Response:
+    async def healthz(_: Request) -> Response:
         return desk.respond(Health(status="ok"))
 
     @api.get("/readyz", response_model=Health, **openapi.READY)
-    async def readyz() -> Response:
+    async def readyz(_: Request) -> Response:
         # A replica that has not yet loaded its model and answered a picture gets no requests from Serve.
         return desk.respond(Health(status="ready"))
 
     @api.get("/openapi.json", include_in_schema=False)
-    async def schema() -> dict[str, object]:
-        return document
+    async def schema(_: Request) -> Response:
+        return JSONResponse(document)
 
     pages.add_to(api)
     _add_handlers(api, desk)
@@ -124,6 +134,7 @@ class Desk:
             dataset=manifest.dataset,
             created=manifest.created,
             device=str(self.args.device),
+            backend=replica.predictor.backend,
             limits={
                 "upload_bytes": self.args.max_upload_bytes,
                 "batch_bytes": self.args.max_batch_bytes,

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from cluster.configuration import Section
 
 Device = Literal["auto", "cpu", "gpu"]
+Backend = Literal["auto", "torch", "onnx"]
 
 
 class DeployArgs(Section):
@@ -24,6 +25,10 @@ class DeployArgs(Section):
         "auto", description="`auto` takes a GPU where the deploying machine, or its cluster, has one."
     )
 
+    backend: Backend = Field(
+        "auto", description="`auto` takes the faster one: on a CPU model.onnx, where training kept one."
+    )
+
     min_replicas: int = Field(1, ge=0, description="Never fewer; 0 lets an idle endpoint stop, and the next one wait.")
     max_replicas: int = Field(2, ge=1, description="Never more.")
     target_ongoing_requests: float = Field(
@@ -33,7 +38,9 @@ class DeployArgs(Section):
     downscale_delay_s: float = Field(300, ge=0, description="How long it must be gone before one is removed.")
     load_window_s: float = Field(10, gt=0, description="The load that counts is the average over this time.")
     # A share below one leaves room on a full machine for the new replicas of a model swap beside the old ones.
-    cpus_per_replica: float = Field(0.5, gt=0, description="CPUs reserved; PyTorch gets as many threads, at least one.")
+    cpus_per_replica: float = Field(
+        0.5, gt=0, description="CPUs reserved; the network gets as many threads, at least one."
+    )
     gpus_per_replica: float = Field(0.25, gt=0, description="Share of a GPU reserved, where device is a GPU.")
 
     max_batch_size: int = Field(16, ge=1, le=1024, description="The most pictures in one forward pass.")

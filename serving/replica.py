@@ -38,7 +38,7 @@ class Settings:
 
     @property
     def threads(self) -> int:
-        """PyTorch's threads in one replica: as many as the CPUs that it reserves."""
+        """What computes in one replica: as many threads as the CPUs that it reserves."""
         return max(1, int(self.args.cpus_per_replica))
 
 
@@ -53,16 +53,17 @@ class Replica:
     """Loads the model, answers a picture, and only then counts as started."""
 
     def __init__(self, settings: Settings) -> None:
-        import torch
         from ray import serve
 
         from classifier.predict import Predictor
         from serving.meters import Meters
 
-        torch.set_num_threads(settings.threads)
         self.settings = settings
         self.meters = Meters()
-        self.predictor = Predictor.load(Path(settings.args.model), device=settings.args.device)
+        args = settings.args
+        self.predictor = Predictor.load(
+            Path(args.model), device=args.device, backend=args.backend, threads=settings.threads
+        )
         found = self.predictor.manifest.digest
         if found != settings.digest:
             raise BadModelFolder(

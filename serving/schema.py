@@ -118,6 +118,7 @@ class ModelCard(Shape):
     dataset: dict[str, Any]
     created: str
     device: str
+    backend: str = Field(description="What computes: torch, or onnx (ONNX Runtime).")
     limits: dict[str, int]
 
 

@@ -101,9 +101,11 @@ def test_a_jobs_own_environment_wins(cluster: TwoNodes) -> None:
     ],
     ids=["none", "wrong", "turned off"],
 )
-def test_without_the_right_token_it_says_so_at_once(cluster: TwoNodes, environment: dict[str, str], said: str) -> None:
+def test_without_the_right_token_it_says_so_at_once(
+    cluster: TwoNodes, environment: dict[str, str], said: str, tmp_path: Path
+) -> None:
     """Ray alone retries for 20 s, and then says only that it could not connect."""
-    answer = _session({"RAY_ADDRESS": cluster.address, **environment})
+    answer = _session({"RAY_ADDRESS": cluster.address, "HOME": str(tmp_path), **environment})
     assert str(answer["error"]).startswith(f"RAY_ADDRESS={cluster.address}: {said}")
     assert "\n" not in str(answer["error"])
 

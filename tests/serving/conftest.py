@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from classifier.model_folder import read_manifest, write_manifest
+from classifier.onnx_export import export_onnx
+from classifier.preprocess import load_pixels
 from tests.conftest import write_tiny_model
 
 # Serve's processes read these when Ray starts: load is reported often enough for a test to see replicas come and go.
@@ -27,7 +30,7 @@ Deploy = Callable[..., str]
 def animals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder with more classes than an answer has labels."""
     folder = tmp_path_factory.mktemp("serving") / "models" / "ANIMALS" / "default" / "2026-11-22" / "14-03-55"
-    return write_tiny_model(folder, labels=LABELS, seed=1)
+    return write_animals(folder, seed=1)
 
 
 @pytest.fixture(scope="package")
@@ -67,7 +70,27 @@ def guarded(deploy: Deploy, animals: Path, tmp_path_factory: pytest.TempPathFact
     """An endpoint with a key and room for one request, which a batch holds for a second."""
     file = tmp_path_factory.mktemp("key") / "key.txt"
     file.write_text("open sesame\n")
-    return deploy("/guarded", model=str(animals), api_key_file=file, max_queue=1, batch_wait_ms=1000)
+    return deploy("/guarded", model=str(animals), backend="torch", api_key_file=file, max_queue=1, batch_wait_ms=1000)
+
+
+def write_animals(folder: Path, *, seed: int) -> Path:
+    """A model as training leaves it: with a `model.onnx` that was measured to be faster, so that PyTorch is not loaded."""
+    write_tiny_model(folder, labels=LABELS, seed=seed)
+    pixels = load_pixels(encoded(photo(seed), "JPEG"), read_manifest(folder).preprocess)
+    manifest = export_onnx(folder, pixels[np.newaxis])
+    assert manifest.onnx is not None and manifest.onnx.kept
+    report = manifest.onnx.model_copy(update={"speedup": 2.0})  # whatever this machine was busy with
+    write_manifest(folder, manifest.model_copy(update={"onnx": report}))
+    return folder
+
+
+def scrape() -> str:
+    """The metrics of this machine, as Prometheus gets them."""
+    import ray
+    import requests
+
+    (node,) = ray.nodes()
+    return requests.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=10).text
 
 
 def free_port() -> int:

@@ -1,6 +1,7 @@
 """The commands, as a user types them: `make serve` and `serve run`."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,7 +14,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.serving.conftest import encoded, free_port, photo
+from classifier.model_folder import read_manifest
+from serving import launch
+from tests.serving.conftest import encoded, free_port, photo, write_animals
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -80,6 +83,7 @@ def test_make_serve_answers_on_this_machine_only(animals: Path, tmp_path: Path) 
         assert requests.post(f"{url}/predict", data=encoded(photo(), "JPEG"), timeout=10).status_code == 200
         assert requests.post(f"{url}/predict", data=b"", timeout=10).status_code == 422
         assert requests.get(f"{url}/", timeout=10).headers["Content-Type"].startswith("text/html")
+        assert requests.get(f"{url}/model", timeout=10).json()["backend"] == "onnx"
         ports = (port, statistics, metrics, 30500)
         assert [_listens("127.0.0.1", each) for each in ports] == [True] * 4
         other = _other_address()
@@ -88,11 +92,25 @@ def test_make_serve_answers_on_this_machine_only(animals: Path, tmp_path: Path) 
         while "Ctrl-C stops it." not in log.read_text():  # a replica answers a moment before Serve says so
             assert process.poll() is None
             time.sleep(0.1)
+        newer = write_animals(tmp_path / "newer", seed=2)
+        _swap_as_it_says(log.read_text(), newer)
+        assert requests.get(f"{url}/model", timeout=10).json()["digest"] == read_manifest(newer).digest
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 0
     shown = log.read_text()
     assert f"page       {url}/" in shown
     assert "Warning" not in shown and "Traceback" not in shown
+
+
+def _swap_as_it_says(shown: str, model: Path) -> None:
+    """Type the command that `make serve` shows, in another terminal: it knows of no token but that in Ray's own file."""
+    match = re.search(r"RAY_ADDRESS=(\S+) python (-m serving\.swap) model=NEW", shown)
+    assert match
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment |= {"RAY_ADDRESS": match[1], "PYTHONPATH": str(_ROOT)}
+    command = [sys.executable, *match[2].split(), f"model={model}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_serve_run_answers_and_says_how_to_be_faster(animals: Path, tmp_path: Path) -> None:
@@ -130,3 +148,23 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[s
     error = [line for line in done.stdout.splitlines() if line.startswith("Error: ")]
     assert len(error) == 1 and words in error[0]
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("cores", "given", "replicas"),
+    [
+        (2, {}, (2, 2)),
+        (8, {}, (2, 8)),
+        (1, {}, (1, 1)),
+        (8, {"max_replicas": "1"}, (1, 1)),
+        (8, {"min_replicas": "2"}, (2, 2)),
+        (8, {"device": "gpu"}, (1, 2)),
+    ],
+)
+def test_two_replicas_are_there_from_the_start_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, cores: int, given: dict[str, str], replicas: tuple[int, int]
+) -> None:
+    """And one for every core under load; a GPU is filled by one."""
+    monkeypatch.setattr(launch, "physical_cores", lambda: cores)
+    args = launch.LaunchArgs.model_validate({"model": "EXAMS", "device": "cpu", **given})
+    assert (args.min_replicas, args.max_replicas) == replicas

@@ -5,17 +5,11 @@ import re
 import time
 from pathlib import Path
 
-import ray
 import requests
 
-from tests.serving.conftest import encoded, photo
+from tests.serving.conftest import encoded, photo, scrape
 
 _DASHBOARD = Path(__file__).resolve().parents[2] / "cluster" / "monitoring" / "serving.json"
-
-
-def _scrape() -> str:
-    (node,) = ray.nodes()
-    return requests.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=10).text
 
 
 def test_our_metrics_are_exported_and_the_dashboard_asks_for_what_there_is(url: str) -> None:
@@ -34,7 +28,7 @@ def test_our_metrics_are_exported_and_the_dashboard_asks_for_what_there_is(url: 
     assert len(asked) >= 8
     deadline = time.monotonic() + 40  # every process hands its numbers over at an interval of its own
     while True:
-        lines = _scrape().splitlines()
+        lines = scrape().splitlines()
         missing = {name for name, tag in wanted.items() if not _is_there(lines, name, tag)}
         missing |= asked - {line.partition("{")[0] for line in lines}
         if not missing or time.monotonic() > deadline:

@@ -8,8 +8,8 @@ from pydantic import ValidationError
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
 
-from classifier.errors import BadModelFolder
-from serving.app import deploy
+from classifier.errors import BadModelFolder, ConfigError
+from serving.app import deploy, settle
 from serving.options import DeployArgs
 
 _YAML = Path(__file__).resolve().parents[2] / "configs" / "serve.yaml"
@@ -32,6 +32,14 @@ def test_a_model_that_cannot_be_used_stops_the_deployment_before_anything_starts
     """In one sentence that names what there is."""
     with pytest.raises(BadModelFolder, match=r"datasets with models in .*: none"):
         deploy(DeployArgs(model="EXAMS", models_dir=tmp_path))
+
+
+def test_an_engine_that_the_model_or_the_device_does_not_have_stops_it_too(tiny_model: Path) -> None:
+    """Before a replica tries, twenty times."""
+    with pytest.raises(BadModelFolder, match=r"has no model\.onnx"):
+        deploy(DeployArgs(model=str(tiny_model), backend="onnx"))
+    with pytest.raises(ConfigError, match="backend=onnx runs on CPUs only"):
+        settle(DeployArgs(model=str(tiny_model), backend="onnx", device="gpu"), key_digest=None)
 
 
 def test_a_dataset_means_its_newest_model(animals: Path) -> None:

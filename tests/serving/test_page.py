@@ -1,5 +1,6 @@
 """The page that a colleague uses, in a real browser."""
 
+import base64
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,20 @@ def test_dropped_pictures_are_answered_and_a_bad_one_says_why(tab: Tab, url: str
     assert "1 answered, 1 could not be used" in tab.evaluate("document.querySelector('#status').innerText")
     assert tab.evaluate("document.querySelector('.card img').naturalWidth") == 96
     assert [text for text in tab.complaints if "415" not in text] == []
+
+
+def test_a_pasted_picture_is_answered(tab: Tab, url: str) -> None:
+    """A screenshot comes over the clipboard and has no name worth showing."""
+    tab.open(url + "/")
+    tab.wait_for("document.querySelectorAll('#classes li').length === 4")
+    picture = base64.b64encode(encoded(photo(), "PNG")).decode()
+    tab.evaluate(
+        f"(() => {{ const bytes = Uint8Array.from(atob('{picture}'), (each) => each.charCodeAt(0));"
+        " const clipboardData = new DataTransfer();"
+        " clipboardData.items.add(new File([bytes], 'image.png', { type: 'image/png' }));"
+        " document.body.dispatchEvent(new ClipboardEvent('paste', { clipboardData, bubbles: true })); })()"
+    )
+    tab.wait_for("document.querySelectorAll('.bars li').length === 3")
 
 
 def test_the_page_works_by_keyboard_and_on_a_phone(tab: Tab, url: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import requests
 from ray import serve
 
-from tests.serving.conftest import Deploy, encoded, photo
+from tests.serving.conftest import Deploy, encoded, photo, scrape
 
 
 def _running(app: str) -> int:
@@ -26,7 +26,7 @@ def _wait_for(reached: Callable[[], bool], *, timeout_s: float) -> bool:
 
 
 def test_replicas_follow_the_load_up_and_down(deploy: Deploy, animals: Path) -> None:
-    """One replica at rest, two under load, one again after it; no request is lost on the way."""
+    """One replica at rest, two under load, one again after it; no request is lost, and batches form across requests."""
     # A batch that waits makes a request last without using the processor.
     url = deploy(
         "/scaled",
@@ -56,3 +56,17 @@ def test_replicas_follow_the_load_up_and_down(deploy: Deploy, animals: Path) -> 
     assert grown, serve.status().applications["scaled"]
     assert _wait_for(lambda: _running("scaled") == 1, timeout_s=30), serve.status().applications["scaled"]
     assert set(statuses) == {200}
+    assert _wait_for(lambda: _pictures_in_a_batch("scaled") > 1.2, timeout_s=20)
+
+
+def _pictures_in_a_batch(app: str) -> float:
+    """The mean over all replicas, as Prometheus sees it; 0 before there is one."""
+    totals = {
+        kind: sum(
+            float(line.rsplit(" ", 1)[1])
+            for line in scrape().splitlines()
+            if line.startswith(f"ray_classifier_batch_size_{kind}{{") and f'application="{app}"' in line
+        )
+        for kind in ("sum", "count")
+    }
+    return totals["sum"] / totals["count"] if totals["count"] else 0.0

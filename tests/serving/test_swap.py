@@ -1,30 +1,50 @@
 """A new model takes over without a gap; one that fails leaves the old one serving."""
 
+import contextlib
 import threading
 import time
 from pathlib import Path
+from typing import Self
 
 import pytest
 import requests
 
 from classifier.errors import BadModelFolder, ClusterError
 from classifier.model_folder import read_manifest
+from serving import app
 from serving.swap import swap
-from tests.conftest import write_tiny_model
-from tests.serving.conftest import LABELS, Deploy, encoded, photo
+from tests.serving.conftest import Deploy, encoded, photo, write_animals
 
 
-class Visitor:
+class Meanwhile:
+    """Something that goes on beside a test."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work)
+
+    def _work(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+class Visitor(Meanwhile):
     """Asks without a pause, and notes which model answered."""
 
     def __init__(self, url: str) -> None:
+        super().__init__()
         self.models: list[str] = []
         self.failures: list[str] = []
         self._url = url
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._ask)
 
-    def _ask(self) -> None:
+    def _work(self) -> None:
         picture = encoded(photo(), "JPEG")
         headers = {"X-API-Key": "open sesame"}
         while not self._stop.is_set():
@@ -34,13 +54,23 @@ class Visitor:
             else:
                 self.failures.append(f"{response.status_code} {response.text[:200]}")
 
-    def __enter__(self) -> "Visitor":
-        self._thread.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
+class Killer(Meanwhile):
+    """Kills every replica that was not there before, as soon as there is one."""
+
+    def __init__(self, app_name: str) -> None:
+        super().__init__()
+        self.killed = 0
+        self._app_name = app_name
+        self._known = set(_replicas(app_name))
+
+    def _work(self) -> None:
+        while not self._stop.wait(0.1):
+            for name in set(_replicas(self._app_name)) - self._known:
+                with contextlib.suppress(ValueError):  # it has no process yet
+                    _kill(name)
+                    self._known.add(name)
+                    self.killed += 1
 
 
 def test_a_new_model_takes_over_without_a_gap_and_a_bad_one_does_not(
@@ -50,9 +80,9 @@ def test_a_new_model_takes_over_without_a_gap_and_a_bad_one_does_not(
     monkeypatch.setenv("SERVE_API_KEY", "open sesame")
     url = deploy("/swapped", model=str(animals), max_upload_mb=1)
     monkeypatch.delenv("SERVE_API_KEY")
-    newer = write_tiny_model(tmp_path / "ANIMALS" / "default" / "2026-11-23" / "09-00-00", labels=LABELS, seed=2)
-    torn = write_tiny_model(tmp_path / "ANIMALS" / "torn" / "2026-11-24" / "09-00-00", labels=LABELS, seed=3)
-    (torn / "model.safetensors").write_bytes(b"torn")
+    newer = write_animals(tmp_path / "ANIMALS" / "default" / "2026-11-23" / "09-00-00", seed=2)
+    torn = write_animals(tmp_path / "ANIMALS" / "torn" / "2026-11-24" / "09-00-00", seed=3)
+    (torn / "model.onnx").write_bytes(b"torn")
     old_digest, new_digest = read_manifest(animals).digest, read_manifest(newer).digest
 
     with Visitor(url) as visitor:
@@ -68,6 +98,57 @@ def test_a_new_model_takes_over_without_a_gap_and_a_bad_one_does_not(
     card = requests.get(f"{url}/model", headers={"X-API-Key": "open sesame"}, timeout=10).json()
     assert card["digest"] == new_digest
     assert card["limits"]["upload_bytes"] == 1024 * 1024
+
+
+def _replicas(app_name: str, *, state: str | None = None) -> list[str]:
+    from ray.serve.context import _get_global_client
+
+    deployments = _get_global_client().get_serve_details()["applications"][app_name]["deployments"].values()
+    replicas = [replica for deployment in deployments for replica in deployment["replicas"]]
+    return [replica["actor_name"] for replica in replicas if state in (None, replica["state"])]
+
+
+def _kill(replica: str) -> None:
+    import ray
+
+    ray.kill(ray.get_actor(replica, namespace="serve"))
+
+
+def _digest_after_a_crash(url: str, app_name: str) -> str:
+    """Kill what serves, and see what comes back."""
+    (replica,) = _replicas(app_name, state="RUNNING")
+    _kill(replica)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with contextlib.suppress(requests.RequestException):
+            response = requests.get(f"{url}/model", timeout=10)
+            if response.status_code == 200 and replica not in _replicas(app_name):
+                return str(response.json()["digest"])
+        time.sleep(0.2)
+    raise TimeoutError(str(_replicas(app_name)))
+
+
+def test_a_model_whose_replicas_fail_leaves_the_old_one_serving_for_good(
+    deploy: Deploy, animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is another by the time it is loaded, one whose processes die; a crash later brings the old one back."""
+    url = deploy("/kept", model=str(animals))
+    newer = write_animals(tmp_path / "newer", seed=4)
+    old_digest, new_digest = read_manifest(animals).digest, read_manifest(newer).digest
+
+    with Visitor(url) as visitor:
+        with monkeypatch.context() as patched:
+            patched.setattr(app, "_checked_digest", lambda folder, args: "sha256:of what lay there a moment ago")
+            with pytest.raises(ClusterError, match=r"goes on serving: .*has changed since it was deployed"):
+                swap(str(newer), models_dir=tmp_path, app_name="kept", timeout_s=60)
+        with Killer("kept") as killer, pytest.raises(ClusterError, match=r"goes on serving: .*died"):
+            swap(str(newer), models_dir=tmp_path, app_name="kept", timeout_s=60)
+    assert visitor.failures == [] and set(visitor.models) == {old_digest}
+    assert killer.killed >= 1
+    assert _digest_after_a_crash(url, "kept") == old_digest
+
+    swap(str(newer), models_dir=tmp_path, app_name="kept", timeout_s=60)
+    assert _digest_after_a_crash(url, "kept") == new_digest
 
 
 def test_a_swap_of_what_is_not_there_says_what_is(url: str, animals: Path) -> None:
@@ -108,7 +189,7 @@ def test_an_application_deployed_from_a_file_swaps_too_and_survives_a_bad_model(
 
     deploy_file(animals)
     wait_for("RUNNING")
-    newer = write_tiny_model(tmp_path / "newer", labels=LABELS, seed=5)
+    newer = write_animals(tmp_path / "newer", seed=5)
     swap(str(newer), models_dir=tmp_path, app_name="declared", timeout_s=60)
     assert digest() == read_manifest(newer).digest
     wait_for("RUNNING")
