@@ -26,9 +26,9 @@ test: $(INSTALLED) ## the whole suite: style, types, layers, tests
 	$(MAKE) --no-print-directory check
 	$(RUN) -m pytest
 
-bench: $(INSTALLED) ## measure beside peers; `make bench NAME=serve` for one
+bench: $(INSTALLED) ## measure beside peers: make bench WEIGHTS=FOLDER PHOTOS=FOLDER, or with NAME=serve
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
-	for name in $(or $(NAME),serve folder inference); do $(RUN) -m benchmarks.$$name || exit; done
+	$(RUN) -m benchmarks $(NAME) $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(PHOTOS),--photos $(PHOTOS))
 
 drill: $(INSTALLED) ## kill workers, machines, the command: make drill, or make drill FAULTS=worker:1,node:1
 	$(RUN) -m benchmarks.drill $(if $(FAULTS),faults=$(FAULTS))

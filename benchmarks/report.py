@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
+DOCUMENT = Path(__file__).resolve().parents[1] / "BENCHMARKS.md"
+_MARK = "<!-- written by python -m benchmarks.report -->"
 _PACKAGES = ("ray", "torch", "lightning", "transformers", "onnxruntime", "pillow", "numpy")
 
 
@@ -76,15 +78,42 @@ def _cpu() -> str:
 
 
 def main() -> int:
-    """Say which rows of all results fall short of their bar."""
-    missed = 0
+    """Say which rows of all results fall short of their bar, and write them all into BENCHMARKS.md."""
+    missed, sections = 0, []
     for file in sorted(RESULTS.glob("*.json")):
-        for measured in json.loads(file.read_text()).get("rows", []):
+        found = json.loads(file.read_text())
+        if not all("ratio_median" in measured for measured in found["rows"]):
+            continue  # the drill's
+        for measured in found["rows"]:
             if not meets(measured):
                 missed += 1
                 print(f"{file.stem}: {measured['what']}: x{measured['ratio_median']:.2f}, bar {measured['bar']}")
+        sections.append(_section(file.stem, found))
+    text = DOCUMENT.read_text().partition(_MARK)[0]
+    DOCUMENT.write_text(text + _MARK + "\n\n" + "\n".join(sections))
     print(f"{missed} rows fall short of their bar." if missed else "Every row meets its bar.")
     return 0
+
+
+def _section(name: str, found: dict[str, Any]) -> str:
+    machine = found["machine"]
+    where = machine if isinstance(machine, str) else f"{machine['cpu']}, {machine['cores']} cores"
+    versions = ", ".join(f"{package} {number}" for package, number in found["versions"].items())
+    lines = [
+        f"### {name}",
+        "",
+        f"`python -m benchmarks.{name}`. {where}. {versions}.",
+        "",
+        "| what | ours | beside | | ratio (from, to; pairs) | bar | date |",
+        "| --- | ---: | --- | ---: | --- | --- | --- |",
+    ]
+    for each in found["rows"]:
+        ratio = f"{each['ratio_median']:.2f} ({each['ratio_min']:.2f}, {each['ratio_max']:.2f}; {each['pairs']})"
+        bar = f"{each['bar']} {'' if meets(each) else '**missed**'}".strip() if each["bar"] else ""
+        peer = each["peer_name"]
+        date = each.get("date") or found.get("date", "")
+        lines.append(f"| {each['what']} | {each['ours']:,g} | {peer} | {each['peer']:,g} | {ratio} | {bar} | {date} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

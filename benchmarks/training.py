@@ -1,9 +1,9 @@
 """Training beside plain PyTorch and Lightning: `python -m benchmarks.training --weights FOLDER --photos FOLDER [PART ...]`.
 
-Parts, each with its rows in `results/training.json`; without names all of them but `memory` and `long`:
+Parts, each with its rows in `results/training.json`; without names all of them but `job10`, `job30` and `memory`:
 
     start     the command to its first training step, beside a plain Lightning script (`benchmarks.lightning_peer`)
-    job       whole commands of 1, 3 and 10 epochs, beside the same script; `long` is the one of 30
+    job       whole commands of 1 and 3 epochs, beside the same script; job10 and job30 are longer ones
     step      pictures/s of whole epochs, beside bare PyTorch loops over tensors in memory
     workers   2 workers with one thread each beside 1 worker with two
     ingest    files to decoded pixels in a training process, beside a DataLoader; and reading them again
@@ -40,7 +40,7 @@ SHORT = ("augment=none", "callbacks.early_stopping=null", f"data.batch_size={BAT
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help="start, job, long, step, workers, ingest, epoch, memory")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--weights", type=Path, required=True, help="a Hugging Face image classifier's folder")
     parser.add_argument("--photos", type=Path, required=True, help="class folders of photos")
     parser.add_argument("--pairs", type=int, default=5)
@@ -427,8 +427,9 @@ def _environment(address: str | None) -> dict[str, str]:
 
 PARTS: dict[str, Callable[[argparse.Namespace, Path], list[dict[str, Any]]]] = {
     "start": _start,
-    "job": functools.partial(_job, plans=((1, "<= 1.0"), (3, None), (10, "<= 0.6"))),
-    "long": functools.partial(_job, plans=((30, "<= 0.45"),)),
+    "job": functools.partial(_job, plans=((1, "<= 1.0"), (3, None))),
+    "job10": functools.partial(_job, plans=((10, "<= 0.6"),)),
+    "job30": functools.partial(_job, plans=((30, "<= 0.45"),)),
     "step": _step,
     "workers": _workers,
     "ingest": _ingest,
