@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,37 +52,35 @@ def main() -> None:
         return
     for part in arguments.parts or ("start", "job", "step", "workers", "ingest", "epoch"):
         with tempfile.TemporaryDirectory(prefix="training-bench-") as scratch:
-            write("training", PARTS[part](arguments, Path(scratch)))
+            for made in PARTS[part](arguments, Path(scratch)):
+                write("training", [made])
 
 
-def _start(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
+def _start(arguments: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]:
     _train(arguments, scratch, epochs=1)  # so that the catalog is there, and the disk's cache warm
     here, joined = [], []
     for _ in range(arguments.pairs):
         theirs = _script(arguments, epochs=1, max_steps=2)["first_step_s"]
         here.append((_train(arguments, scratch, epochs=1)["first_step_s"], theirs))
+    yield row("seconds from the command to the first step", here, peer=SCRIPT, bar="<= 2.5")
     with _cluster(scratch) as address:
         for _ in range(arguments.pairs):
             theirs = _script(arguments, epochs=1, max_steps=2)["first_step_s"]
             joined.append((_train(arguments, scratch, epochs=1, address=address)["first_step_s"], theirs))
-    return [
-        row("seconds from the command to the first step", here, peer=SCRIPT, bar="<= 2.5"),
-        row("seconds from the command to the first step, Ray running already", joined, peer=SCRIPT, bar="<= 1.5"),
-    ]
+    what = "seconds from the command to the first step, Ray running already"
+    yield row(what, joined, peer=SCRIPT, bar="<= 1.5")
 
 
 def _job(
     arguments: argparse.Namespace, scratch: Path, *, plans: tuple[tuple[int, str | None], ...]
-) -> list[dict[str, Any]]:
-    rows = []
+) -> Iterator[dict[str, Any]]:
     for epochs, bar in plans:
         pairs = []
         for _ in range(arguments.pairs if epochs == 1 else max(1, arguments.pairs // epochs)):
             ours = _train(arguments, scratch, epochs=epochs)["whole_s"]
             pairs.append((ours, _script(arguments, epochs=epochs)["whole_s"]))
         what = f"seconds for {epochs} epoch{'s' * (epochs > 1)} with validation, test and report"
-        rows.append(row(f"{arguments.weights.name}: {what}", pairs, peer=SCRIPT, bar=bar))
-    return rows
+        yield row(f"{arguments.weights.name}: {what}", pairs, peer=SCRIPT, bar=bar)
 
 
 def _step(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
@@ -123,8 +121,7 @@ def _epoch(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]
     return [row(what, pairs, peer="allowed", bar="<= 1.0")]
 
 
-def _ingest(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
-    rows = []
+def _ingest(arguments: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]:
     for name, count, make in (
         ("512x384 JPEG", arguments.count, functools.partial(_repeated, arguments.photos)),
         ("12 MP JPEG", max(80, arguments.count // 40), functools.partial(_drawn, size=(4000, 3000), suffix="jpg")),
@@ -140,16 +137,11 @@ def _ingest(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]
         first = [(ours["first_per_s"], theirs["per_s"]) for ours, _, theirs in found]
         again = [(ours["again_per_s"], ours["first_per_s"]) for ours, _, _ in found]
         disk = [(on_disk["again_per_s"], on_disk["first_per_s"]) for _, on_disk, _ in found if on_disk]
-        rows += [
-            row(f"{count} x {name}: pictures/s decoded", first, peer="DataLoader, a worker a core", bar=">= 0.95"),
-            row(f"{count} x {name}: pictures/s read again from memory", again, peer="the first time", bar=">= 10"),
-        ]
+        yield row(f"{count} x {name}: pictures/s decoded", first, peer="DataLoader, a worker a core", bar=">= 0.95")
+        yield row(f"{count} x {name}: pictures/s read again from memory", again, peer="the first time", bar=">= 10")
         if disk:
-            rows.append(
-                row(f"{count} x {name}: pictures/s read again from disk", disk, peer="the first time", bar=">= 4")
-            )
+            yield row(f"{count} x {name}: pictures/s read again from disk", disk, peer="the first time", bar=">= 4")
         shutil.rmtree(folder)
-    return rows
 
 
 def _memory(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
@@ -406,9 +398,9 @@ def _cluster(scratch: Path) -> Iterator[str]:
     """`ray start --head` on ports of its own."""
     import psutil
 
-    port, folder, cores = 16_399, scratch / "ray", len(os.sched_getaffinity(0))
+    port, folder, cores = 6_399, scratch / "ray", len(os.sched_getaffinity(0))
     ray = Path(sys.executable).parent / "ray"
-    options = (f"--port={port}", f"--num-cpus={cores + 1}", "--dashboard-port=18265", f"--temp-dir={folder}")
+    options = (f"--port={port}", f"--num-cpus={cores + 1}", "--dashboard-port=8399", f"--temp-dir={folder}")
     try:
         subprocess.run(
             [ray, "start", "--head", *options], check=True, stdout=subprocess.DEVNULL, env=_environment(None)
@@ -425,7 +417,7 @@ def _environment(address: str | None) -> dict[str, str]:
     return kept | ({"RAY_ADDRESS": address} if address else {}) | {"HF_HUB_OFFLINE": "1"}
 
 
-PARTS: dict[str, Callable[[argparse.Namespace, Path], list[dict[str, Any]]]] = {
+PARTS: dict[str, Callable[[argparse.Namespace, Path], Iterable[dict[str, Any]]]] = {
     "start": _start,
     "job": functools.partial(_job, plans=((1, "<= 1.0"), (3, None))),
     "job10": functools.partial(_job, plans=((10, "<= 0.6"),)),
