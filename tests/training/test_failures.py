@@ -120,17 +120,18 @@ class _Feed:
 
 
 def test_the_controller_ends_a_run_whose_code_failed_and_tells_of_other_failures_once(ray_once: None) -> None:
-    """It is asked again and again while it waits for a preempted node."""
+    """It is asked again and again while it waits for a preempted node; beside a dead worker the others are not at fault."""
     feed = _Feed()
     report = FailureReport(feed)
     lost = {1: SystemFailed("lost its connection"), 0: ActorDiedError()}
 
     report.after_exception(None, cast(dict[int, Exception], lost))
     report.after_exception(None, cast(dict[int, Exception], lost))
+    report.after_exception(None, {0: CodeFailed("RuntimeError: never seen before"), 1: ActorDiedError()})
     with pytest.raises(CodeFailed, match="KeyError"):
         report.after_exception(None, {0: SystemFailed("lost its connection"), 1: CodeFailed("KeyError: 'label'")})
 
-    assert feed.told == [{0: how_it_died("")}]
+    assert feed.told == [{0: how_it_died("")}, {1: how_it_died("")}]
     assert str(pickle.loads(pickle.dumps(StorageFailed("no room")))) == "no room"
 
 
