@@ -15,7 +15,7 @@ import torch
 from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
 
 from classifier.errors import DatasetError, OutputError
-from training.checkpoint import CKPT, METRICS, copy_checkpoint, find_candidates
+from training.checkpoint import CKPT, METRICS, find_candidates, move_checkpoint
 from training.failures import (
     CodeFailed,
     FailureReport,
@@ -160,19 +160,18 @@ def test_a_write_that_never_succeeds_ends_in_time() -> None:
 
 
 def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path) -> None:
-    """Killed at any point of the copy: the metrics come last, and without them it is none."""
+    """Killed at any point: the metrics come last, and without them it is none."""
     folder, source = RunFolder(tmp_path / "run"), tmp_path / "source"
     source.mkdir()
-    (source / CKPT).write_bytes(b"weights")
     for epoch in range(2):
+        (source / CKPT).write_bytes(b"weights")
         (source / METRICS).write_text(f'{{"epoch": {epoch}}}')
         target = folder.ray / "train-00-x" / f"checkpoint_{epoch}"
         target.parent.mkdir(parents=True, exist_ok=True)
-        copy_checkpoint(source, target)
+        move_checkpoint(source, target)
     assert [candidate.metrics["epoch"] for candidate in find_candidates(folder)] == [0, 1]
 
     (target / METRICS).unlink()
-    (target / f".{METRICS}.new").write_text('{"epoch": 1}')
     torn = folder.ray / "train-00-x" / "checkpoint_2"
     torn.mkdir()
     (torn / METRICS).write_text('{"epo')
