@@ -1,4 +1,4 @@
-"""What a run survives: `python -m benchmarks.drill faults=worker:10,node:3,driver:3,controller:3`.
+"""What a run survives: `python -m benchmarks.drill faults=worker:10,node:3,drain:1,driver:3,controller:3`.
 
 Small runs on the handwritten digits, two workers each; to each one fault happens, SIGKILL at a random moment:
 
@@ -6,6 +6,7 @@ Small runs on the handwritten digits, two workers each; to each one fault happen
     controller   Ray Train's controller
     driver       the command itself; its Ray, started by it, is left to itself; then `resume=`
     node         one machine of a cluster with three, every process of it (`ray.cluster_utils.Cluster`)
+    drain        the same after a notice of 3 s, as a spot market gives it (`ray drain-node`)
 
 The network has no BatchNorm, so a run that went on must end with the undisturbed run's metrics, but for rounding. A row
 is bad when the run hung, failed, lost more than the epoch under way, ended with other metrics, or left something.
@@ -15,6 +16,7 @@ is bad when the run hung, failed, lost more than the epoch under way, ended with
 import json
 import os
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -29,7 +31,7 @@ from tests.training.faults import Run, find, kill, of_ours, scratch_files, train
 from training.digits import write_digits
 
 RESULTS = Path(__file__).resolve().parent / "results"
-ORDER = "worker:10,node:3,driver:3,controller:3"
+ORDER = "worker:10,node:3,drain:1,driver:3,controller:3"
 EPOCHS = 6
 SETTINGS = (
     "ds=DIGITS",
@@ -171,6 +173,14 @@ def _driver(folder: Path, after_s: float, row: Row, usual_s: float) -> None:
 
 
 def _node(folder: Path, after_s: float, row: Row, usual_s: float) -> None:
+    _take_node(folder, after_s, row, usual_s, notice_s=0)
+
+
+def _drain(folder: Path, after_s: float, row: Row, usual_s: float) -> None:
+    _take_node(folder, after_s, row, usual_s, notice_s=3)
+
+
+def _take_node(folder: Path, after_s: float, row: Row, usual_s: float, *, notice_s: int) -> None:
     from ray.cluster_utils import Cluster
 
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as ray:
@@ -187,6 +197,9 @@ def _node(folder: Path, after_s: float, row: Row, usual_s: float) -> None:
                 lost = next((node for node in nodes if _has_worker(node)), None)
                 if lost is None:
                     raise Missed
+                if notice_s:
+                    _give_notice(cluster.address, lost.node_id, notice_s)
+                    time.sleep(notice_s)
                 cluster.remove_node(lost, allow_graceful=False)
                 done = _epochs(run)
                 assert run.end(within_s=END_WITHIN_S) == 0, run.output
@@ -197,6 +210,22 @@ def _node(folder: Path, after_s: float, row: Row, usual_s: float) -> None:
             for key in own:
                 del os.environ[key]
         row.leftovers = len(left) + len(_left(Path(ray), run))
+
+
+def _give_notice(address: str, node: str, notice_s: int) -> None:
+    told = [
+        f"--address={address}",
+        f"--node-id={node}",
+        "--reason=DRAIN_NODE_REASON_PREEMPTION",
+        "--reason-message=drill",
+    ]
+    ray = str(Path(sys.executable).with_name("ray"))
+    subprocess.run(
+        [ray, "drain-node", *told, f"--deadline-remaining-seconds={notice_s}"],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
 
 
 def _has_worker(node: Any) -> bool:
@@ -284,7 +313,7 @@ def _write(rows: list[Row], whole: dict[str, Any]) -> None:
     file.write_text(json.dumps(document, indent=2) + "\n")
 
 
-FAULTS = {"worker": _worker, "controller": _controller, "driver": _driver, "node": _node}
+FAULTS = {"worker": _worker, "controller": _controller, "driver": _driver, "node": _node, "drain": _drain}
 
 if __name__ == "__main__":
     sys.exit(main())
