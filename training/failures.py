@@ -165,7 +165,7 @@ def patiently(write: Callable[[], _ANSWER], *, wait_s: float, what: str, tell: C
     Args:
         write: can be called again after an OSError.
         wait_s: how long after the first failure another attempt is made.
-        what: what is written, for the messages.
+        what: what is written, for the messages: `checkpoint of epoch 3`.
         tell: is given a line for the user, once.
 
     Raises:
@@ -181,9 +181,9 @@ def patiently(write: Callable[[], _ANSWER], *, wait_s: float, what: str, tell: C
             if deadline is None:
                 deadline = now + wait_s
                 if wait_s > 0:
-                    tell(f"{what} cannot be written ({_reason(error)}); trying again for {wait_s:.0f} s.")
+                    tell(f"The {what} cannot be written ({_reason(error)}); trying again for {wait_s:.0f} s.")
             if now + pause_s > deadline:
-                raise StorageFailed(f"could not write {what} for {wait_s:.0f} s ({_reason(error)})") from error
+                raise StorageFailed(f"could not write the {what} for {wait_s:.0f} s ({_reason(error)})") from error
         time.sleep(pause_s)
         pause_s = min(5.0, 2 * pause_s)
 

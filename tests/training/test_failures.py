@@ -145,8 +145,8 @@ def test_a_write_that_succeeds_in_time_is_told_of_once() -> None:
             raise error
         return "written"
 
-    assert patiently(write, wait_s=10, what="last.ckpt", tell=told.append) == "written"
-    assert told == ["last.ckpt cannot be written (Stale file handle); trying again for 10 s."]
+    assert patiently(write, wait_s=10, what="checkpoint of epoch 3", tell=told.append) == "written"
+    assert told == ["The checkpoint of epoch 3 cannot be written (Stale file handle); trying again for 10 s."]
 
 
 def test_a_write_that_never_succeeds_ends_in_time() -> None:
@@ -155,8 +155,10 @@ def test_a_write_that_never_succeeds_ends_in_time() -> None:
     def write() -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(StorageFailed, match=r"could not write last\.ckpt for 1 s \(No space left on device\)"):
-        patiently(write, wait_s=0.6, what="last.ckpt", tell=lambda text: None)
+    with pytest.raises(
+        StorageFailed, match=r"could not write the checkpoint of epoch 3 for 1 s \(No space left on device\)"
+    ):
+        patiently(write, wait_s=0.6, what="checkpoint of epoch 3", tell=lambda text: None)
 
 
 def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path) -> None:
