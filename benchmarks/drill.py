@@ -37,6 +37,7 @@ SETTINGS = (
     "ds=DIGITS",
     "augment=none",
     "trainer=cpu",
+    "trainer.precision=32",
     "num_workers=2",
     "data.batch_size=64",
     "model.lr=1e-3",
