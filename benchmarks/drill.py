@@ -10,7 +10,8 @@ Small runs on the handwritten digits, two workers each; to each one fault happen
 
 The network has no BatchNorm, so a run that went on must end with the undisturbed run's metrics, but for rounding. A row
 is bad when the run hung, failed, lost more than the epoch under way, ended with other metrics, or left something.
-`seed=3` draws other moments. Exit code 1 when a row is bad.
+`seed=3` draws other moments; `add=yes` keeps the rows of earlier drills of the same kinds, for a drill in parts. Exit code 1
+when a row is bad.
 """
 
 import json
@@ -30,7 +31,7 @@ from tests.cluster.two_nodes import processes_of
 from tests.training.faults import Run, find, kill, of_ours, scratch_files, training
 from training.digits import write_digits
 
-RESULTS = Path(__file__).resolve().parent / "results"
+FILE = Path(__file__).resolve().parent / "results/drill.json"
 ORDER = "worker:10,node:3,drain:1,driver:3,controller:3"
 EPOCHS = 6
 SETTINGS = (
@@ -40,7 +41,7 @@ SETTINGS = (
     "trainer.precision=32",
     "num_workers=2",
     "data.batch_size=64",
-    "model.lr=1e-3",
+    "model.lr=3e-3",
     f"trainer.max_epochs={EPOCHS}",
     "callbacks.early_stopping=null",
     "model.config={model_type: vit, hidden_size: 48, num_hidden_layers: 2, num_attention_heads: 2, "
@@ -69,14 +70,15 @@ class Row:
 
 
 def main() -> int:
-    options = {"faults": ORDER, "seed": "0"} | dict(argument.split("=", 1) for argument in sys.argv[1:])
-    unknown = options.keys() - {"faults", "seed"}
+    options = {"faults": ORDER, "seed": "0", "add": "no"} | dict(argument.split("=", 1) for argument in sys.argv[1:])
+    unknown = options.keys() - {"faults", "seed", "add"}
     if unknown:
         print(f"unknown: {', '.join(sorted(unknown))}\n{__doc__}")
         return 2
     wanted = [(kind, int(count)) for kind, _, count in (each.partition(":") for each in options["faults"].split(","))]
     moments = random.Random(int(options["seed"]))
     rows: list[Row] = []
+    kept = [row for row in _kept() if options["add"] == "yes" or row["fault"] not in dict(wanted)]
     with tempfile.TemporaryDirectory(prefix="drill-") as name:
         folder = Path(name)
         write_digits(folder / "data/raw_data/DIGITS")
@@ -94,7 +96,7 @@ def main() -> int:
                     print(error, flush=True)
                 rows.append(row)
                 print(_line(row), flush=True)
-    _write(rows, whole)
+                _write(kept + [asdict(row) for row in rows], whole)
     return 1 if any(row.wrong for row in rows) else 0
 
 
@@ -299,19 +301,21 @@ def _line(row: Row) -> str:
     )
 
 
-def _write(rows: list[Row], whole: dict[str, Any]) -> None:
-    """Write `results/drill.json`: rows of the kinds that ran replace those of earlier drills."""
-    file = RESULTS / "drill.json"
-    kept = json.loads(file.read_text())["rows"] if file.is_file() else []
-    fresh = {row.fault for row in rows}
+def _kept() -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(FILE.read_text())["rows"] if FILE.is_file() else []
+    return rows
+
+
+def _write(rows: list[dict[str, Any]], whole: dict[str, Any]) -> None:
+    """After each fault: a drill that is ended early has its rows."""
     document = {
-        "rows": [row for row in kept if row["fault"] not in fresh] + [asdict(row) for row in rows],
+        "rows": rows,
         "undisturbed": {key: whole[key] for key in ("epochs", "accuracy", "loss")},
         "machine": {"cores": len(os.sched_getaffinity(0)), "gpus": 0},
         "versions": {name: version(name) for name in ("ray", "torch", "lightning")},
         "date": datetime.now(UTC).date().isoformat(),
     }
-    file.write_text(json.dumps(document, indent=2) + "\n")
+    FILE.write_text(json.dumps(document, indent=2) + "\n")
 
 
 FAULTS = {"worker": _worker, "controller": _controller, "driver": _driver, "node": _node, "drain": _drain}
