@@ -54,7 +54,6 @@ def train_loop(options: dict[str, Any]) -> None:
     from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
 
     from training.batches import EvalBatches, Pixels, StopRequested, TrainBatches
-    from training.checkpoint import CKPT
     from training.epoch_report import DirectCheckpointIO, EpochReport, report
     from training.failures import patiently
     from training.module import ClassifierModule
@@ -120,14 +119,12 @@ def train_loop(options: dict[str, Any]) -> None:
         use_distributed_sampler=False,
         log_every_n_steps=1_000_000,
     )
-    start = train.get_checkpoint()
-    start_file = Path(start.path) / CKPT if start is not None else job.resume_from
     try:
         trainer.fit(
             module,
             train_dataloaders=batches,
             val_dataloaders=validation,
-            ckpt_path=str(start_file) if start_file else None,
+            ckpt_path=options["start"],
             weights_only=True,
         )
     except StopRequested:
