@@ -1,4 +1,4 @@
-"""What a run survives: `python -m benchmarks.drill faults=worker:10,node:3,driver:3,controller:3`.
+"""What a run survives: `python -m benchmarks.drill faults=worker:10,node:3,drain:1,driver:3,controller:3`.
 
 Small runs on the handwritten digits, two workers each; to each one fault happens, SIGKILL at a random moment:
 
@@ -6,15 +6,18 @@ Small runs on the handwritten digits, two workers each; to each one fault happen
     controller   Ray Train's controller
     driver       the command itself; its Ray, started by it, is left to itself; then `resume=`
     node         one machine of a cluster with three, every process of it (`ray.cluster_utils.Cluster`)
+    drain        the same after a notice of 3 s, as a spot market gives it (`ray drain-node`)
 
 The network has no BatchNorm, so a run that went on must end with the undisturbed run's metrics, but for rounding. A row
 is bad when the run hung, failed, lost more than the epoch under way, ended with other metrics, or left something.
-`seed=3` draws other moments. Exit code 1 when a row is bad.
+`seed=3` draws other moments; `add=yes` keeps the rows of earlier drills of the same kinds, for a drill in parts. Exit code 1
+when a row is bad.
 """
 
 import json
 import os
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -28,16 +31,17 @@ from tests.cluster.two_nodes import processes_of
 from tests.training.faults import Run, find, kill, of_ours, scratch_files, training
 from training.digits import write_digits
 
-RESULTS = Path(__file__).resolve().parent / "results"
-ORDER = "worker:10,node:3,driver:3,controller:3"
+FILE = Path(__file__).resolve().parent / "results/drill.json"
+ORDER = "worker:10,node:3,drain:1,driver:3,controller:3"
 EPOCHS = 6
 SETTINGS = (
     "ds=DIGITS",
     "augment=none",
     "trainer=cpu",
+    "trainer.precision=32",
     "num_workers=2",
     "data.batch_size=64",
-    "model.lr=1e-3",
+    "model.lr=3e-3",
     f"trainer.max_epochs={EPOCHS}",
     "callbacks.early_stopping=null",
     "model.config={model_type: vit, hidden_size: 48, num_hidden_layers: 2, num_attention_heads: 2, "
@@ -66,14 +70,15 @@ class Row:
 
 
 def main() -> int:
-    options = {"faults": ORDER, "seed": "0"} | dict(argument.split("=", 1) for argument in sys.argv[1:])
-    unknown = options.keys() - {"faults", "seed"}
+    options = {"faults": ORDER, "seed": "0", "add": "no"} | dict(argument.split("=", 1) for argument in sys.argv[1:])
+    unknown = options.keys() - {"faults", "seed", "add"}
     if unknown:
         print(f"unknown: {', '.join(sorted(unknown))}\n{__doc__}")
         return 2
     wanted = [(kind, int(count)) for kind, _, count in (each.partition(":") for each in options["faults"].split(","))]
     moments = random.Random(int(options["seed"]))
     rows: list[Row] = []
+    kept = [row for row in _kept() if options["add"] == "yes" or row["fault"] not in dict(wanted)]
     with tempfile.TemporaryDirectory(prefix="drill-") as name:
         folder = Path(name)
         write_digits(folder / "data/raw_data/DIGITS")
@@ -81,18 +86,33 @@ def main() -> int:
         print(f"undisturbed: {_said(whole)}, {run_s:.0f} s, {training_s:.0f} s of it training", flush=True)
         for kind, count in wanted:
             for _ in range(count):
-                after_s = moments.uniform(0.02, 0.95) * training_s
+                after_s = moments.uniform(0.02, 0.9) * training_s
                 row = Row(kind, f"{after_s:.1f} s after the first step")
                 try:
-                    FAULTS[kind](folder, after_s, row, run_s)
+                    _hit(kind, folder, after_s, row, run_s)
                     _judge(row, whole)
                 except AssertionError as error:
                     row.wrong = str(error).partition("\n")[0]
                     print(error, flush=True)
                 rows.append(row)
                 print(_line(row), flush=True)
-    _write(rows, whole)
+                _write(kept + [asdict(row) for row in rows], whole)
     return 1 if any(row.wrong for row in rows) else 0
+
+
+class Missed(Exception):
+    """The run was over before its moment came."""
+
+
+def _hit(kind: str, folder: Path, after_s: float, row: Row, usual_s: float) -> None:
+    """Let a fault happen; a run that was over too soon is no trial: another one, at an earlier moment."""
+    for moment_s in (after_s, after_s / 2, after_s / 4):
+        try:
+            row.moment = f"{moment_s:.1f} s after the first step"
+            return FAULTS[kind](folder, moment_s, row, usual_s)
+        except Missed:
+            continue
+    raise AssertionError("the run was over each time before its moment came")
 
 
 def _undisturbed(folder: Path) -> tuple[dict[str, Any], float, float]:
@@ -120,7 +140,10 @@ def _kill_one(title: str, folder: Path, after_s: float, row: Row, usual_s: float
         with _training(folder, ray) as run:
             run.wait_for(r"^Training on")
             time.sleep(after_s)
-            kill(random.choice(find(title, below=run.process.pid)))
+            found = find(title, below=run.process.pid)
+            if not found or any(line.startswith("Scoring") for line in run.lines):
+                raise Missed
+            kill(random.choice(found))
             done = _epochs(run)
             assert run.end(within_s=END_WITHIN_S) == 0, run.output
         _close(run, row, done, began, usual_s)
@@ -133,6 +156,8 @@ def _driver(folder: Path, after_s: float, row: Row, usual_s: float) -> None:
         with _training(folder, ray) as run:
             run.wait_for(r"^Training on")
             time.sleep(after_s)
+            if any(line.startswith("Scoring") for line in run.lines):
+                raise Missed
             run.process.kill()
             run.process.wait()
             done = _epochs(run)
@@ -151,6 +176,14 @@ def _driver(folder: Path, after_s: float, row: Row, usual_s: float) -> None:
 
 
 def _node(folder: Path, after_s: float, row: Row, usual_s: float) -> None:
+    _take_node(folder, after_s, row, usual_s, notice_s=0)
+
+
+def _drain(folder: Path, after_s: float, row: Row, usual_s: float) -> None:
+    _take_node(folder, after_s, row, usual_s, notice_s=3)
+
+
+def _take_node(folder: Path, after_s: float, row: Row, usual_s: float, *, notice_s: int) -> None:
     from ray.cluster_utils import Cluster
 
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as ray:
@@ -164,7 +197,12 @@ def _node(folder: Path, after_s: float, row: Row, usual_s: float) -> None:
             with _training(folder, ray, address=cluster.address) as run:
                 run.wait_for(r"^Training on")
                 time.sleep(after_s)
-                lost = next(node for node in nodes if _has_worker(node))
+                lost = next((node for node in nodes if _has_worker(node)), None)
+                if lost is None:
+                    raise Missed
+                if notice_s:
+                    _give_notice(cluster.address, lost.node_id, notice_s)
+                    time.sleep(notice_s)
                 cluster.remove_node(lost, allow_graceful=False)
                 done = _epochs(run)
                 assert run.end(within_s=END_WITHIN_S) == 0, run.output
@@ -175,6 +213,22 @@ def _node(folder: Path, after_s: float, row: Row, usual_s: float) -> None:
             for key in own:
                 del os.environ[key]
         row.leftovers = len(left) + len(_left(Path(ray), run))
+
+
+def _give_notice(address: str, node: str, notice_s: int) -> None:
+    told = [
+        f"--address={address}",
+        f"--node-id={node}",
+        "--reason=DRAIN_NODE_REASON_PREEMPTION",
+        "--reason-message=drill",
+    ]
+    ray = str(Path(sys.executable).with_name("ray"))
+    subprocess.run(
+        [ray, "drain-node", *told, f"--deadline-remaining-seconds={notice_s}"],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
 
 
 def _has_worker(node: Any) -> bool:
@@ -247,22 +301,24 @@ def _line(row: Row) -> str:
     )
 
 
-def _write(rows: list[Row], whole: dict[str, Any]) -> None:
-    """Write `results/drill.json`: rows of the kinds that ran replace those of earlier drills."""
-    file = RESULTS / "drill.json"
-    kept = json.loads(file.read_text())["rows"] if file.is_file() else []
-    fresh = {row.fault for row in rows}
+def _kept() -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(FILE.read_text())["rows"] if FILE.is_file() else []
+    return rows
+
+
+def _write(rows: list[dict[str, Any]], whole: dict[str, Any]) -> None:
+    """After each fault: a drill that is ended early has its rows."""
     document = {
-        "rows": [row for row in kept if row["fault"] not in fresh] + [asdict(row) for row in rows],
+        "rows": rows,
         "undisturbed": {key: whole[key] for key in ("epochs", "accuracy", "loss")},
         "machine": {"cores": len(os.sched_getaffinity(0)), "gpus": 0},
         "versions": {name: version(name) for name in ("ray", "torch", "lightning")},
         "date": datetime.now(UTC).date().isoformat(),
     }
-    file.write_text(json.dumps(document, indent=2) + "\n")
+    FILE.write_text(json.dumps(document, indent=2) + "\n")
 
 
-FAULTS = {"worker": _worker, "controller": _controller, "driver": _driver, "node": _node}
+FAULTS = {"worker": _worker, "controller": _controller, "driver": _driver, "node": _node, "drain": _drain}
 
 if __name__ == "__main__":
     sys.exit(main())

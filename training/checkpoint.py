@@ -18,16 +18,15 @@ class Candidate(NamedTuple):
     file: Path
 
 
-def copy_checkpoint(source: Path, target: Path) -> None:
-    """Copy a checkpoint so that what can be seen of it is whole: its metrics, which `find_candidates` asks for, last.
+def move_checkpoint(source: Path, target: Path) -> None:
+    """Move a checkpoint so that what can be seen of it is whole: its metrics, which `find_candidates` asks for, last.
 
     Ray copies the files of a folder side by side: killed in between, metrics may lie beside half a network.
     """
     target.mkdir(exist_ok=True)
     for name in (CKPT, METRICS):
-        scratch = target / f".{name}.new"
-        shutil.copyfile(source / name, scratch)
-        scratch.replace(target / name)
+        if (source / name).exists():  # else an earlier try got this far
+            (source / name).replace(target / name)
 
 
 def find_candidates(folder: RunFolder) -> list[Candidate]:

@@ -3,15 +3,16 @@
 import csv
 import io
 import json
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from training.checkpoint import CKPT, METRICS, copy_checkpoint
+from training.checkpoint import CKPT, METRICS, move_checkpoint
 from training.config import CallbacksConfig
 from training.module import ClassifierModule
 from training.stopping import NoImprovementStopper, best_of, score
@@ -33,6 +34,7 @@ class EpochReport(lightning.Callback):
         report: Callable[[dict[str, Any], Path | None], None],
         tell: Callable[[dict[str, Any]], None],
         keep: Callable[..., Any],
+        scratch: Path,
         history_file: Path,
         pictures: int,
     ) -> None:
@@ -46,6 +48,7 @@ class EpochReport(lightning.Callback):
             else None
         )
         self._report, self._tell, self._keep = report, tell, keep
+        self._scratch = scratch  # in the run's storage: a checkpoint is moved from there, not copied
         self._history_file, self._pictures = history_file, pictures
         self._history: list[dict[str, Any]] = []
         self._started_s = 0.0
@@ -97,27 +100,42 @@ class EpochReport(lightning.Callback):
         rule = self._rules.model_checkpoint
         best = best_of(self._history, monitor=rule.monitor, mode=rule.mode)
         metrics = {**row, "score": score(row, monitor=rule.monitor, mode=rule.mode)}
-        with tempfile.TemporaryDirectory(prefix="checkpoint-") as scratch:
-            # every rank calls it (it ends with a barrier), the first one writes
-            trainer.save_checkpoint(Path(scratch) / CKPT)
-            if trainer.is_global_zero:
-                (Path(scratch) / METRICS).write_text(json.dumps(metrics))
-                self._keep(lambda: _write_history(self._history_file, self._history), what=self._history_file.name)
-                if trainer.logger is not None:
-                    curves = {key: row[key] for key in ("train_loss", "val_loss", "val_acc", "lr")}
-                    trainer.logger.log_metrics(curves, step=row["epoch"])
-            self._report(metrics, Path(scratch) if trainer.is_global_zero else None)
+        self._keep(lambda: self._save(trainer, metrics), what=f"checkpoint of epoch {row['epoch']}")
+        if trainer.is_global_zero:
+            file = self._history_file
+            self._keep(lambda: _write_history(file, self._history), what=f"file {file.name}")
+            if trainer.logger is not None:
+                curves = {key: row[key] for key in ("train_loss", "val_loss", "val_acc", "lr")}
+                trainer.logger.log_metrics(curves, step=row["epoch"])
+        self._report(metrics, self._scratch if trainer.is_global_zero else None)
         self._started_s = time.monotonic()
         if trainer.is_global_zero:
             self._tell({"kind": "epoch", **row, "best_epoch": best["epoch"], "best": best[rule.monitor]})
 
+    def _save(self, trainer: lightning.Trainer, metrics: dict[str, Any]) -> None:
+        if trainer.is_global_zero:
+            self._scratch.mkdir(exist_ok=True)
+            (self._scratch / METRICS).write_text(json.dumps(metrics))
+        # every rank calls it (it ends with a barrier), the first one writes
+        trainer.save_checkpoint(self._scratch / CKPT)
+
+
+class DirectCheckpointIO(TorchCheckpointIO):
+    """Writes where it is told to. Lightning's own goes by way of /tmp, where a killed worker leaves the file."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint; what is wrong with the disk is an OSError, which torch's own writer hides."""
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        Path(path).write_bytes(content.getbuffer())
+
 
 def report(metrics: dict[str, Any], checkpoint: Path | None, *, keep: Callable[..., Any]) -> None:
-    """Report an epoch to Ray Train; a checkpoint is copied to the run's storage first.
+    """Report an epoch to Ray Train; a checkpoint is moved to its place first.
 
     Args:
         metrics: plain numbers.
-        checkpoint: a folder with a whole checkpoint; None on every worker but the first.
+        checkpoint: a folder in the run's storage with a whole checkpoint; None on every worker but the first.
         keep: `failures.patiently`: the storage may be out of reach for a moment.
     """
     from ray import train
@@ -127,7 +145,7 @@ def report(metrics: dict[str, Any], checkpoint: Path | None, *, keep: Callable[.
     def upload(_: train.Checkpoint, name: str) -> train.Checkpoint:
         assert checkpoint is not None
         target = Path(storage.experiment_fs_path) / name
-        keep(lambda: copy_checkpoint(checkpoint, target), what=f"the checkpoint of epoch {metrics['epoch']}")
+        keep(lambda: move_checkpoint(checkpoint, target), what=f"checkpoint of epoch {metrics['epoch']}")
         return train.Checkpoint(str(target), filesystem=storage.storage_filesystem)
 
     made = train.Checkpoint.from_directory(checkpoint) if checkpoint else None

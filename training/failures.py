@@ -17,6 +17,7 @@ from classifier.errors import ClassifierError
 
 # How long the controller looks for the worker whose death made the others lose their connection.
 _FIND_DEAD_WITHIN_S = 5.0
+_LOOK_ROUND_S = 1.0
 _LINE_CHARACTERS = 300
 # What a file system or a network says when it may answer differently later.
 _TRANSIENT = {
@@ -70,27 +71,29 @@ class FailureReport(UserCallback):
         """Called whenever workers are found to have failed; a raise here is what ends a Ray Train run at once.
 
         Raises:
-            CodeFailed: a worker's own code raised.
+            CodeFailed: a worker's own code raised, and no worker is dead.
         """
-        for error in worker_exceptions.values():
-            if isinstance(error, CodeFailed):
-                raise error
         told = repr(sorted((rank, str(error)) for rank, error in worker_exceptions.items()))
         if told in self._told:  # a controller that waits out a preemption asks again and again
             return
+        ours = CodeFailed | SystemFailed
+        dead = {rank: str(error) for rank, error in worker_exceptions.items() if not isinstance(error, ours)}
+        faults = [error for error in worker_exceptions.values() if isinstance(error, CodeFailed)]
+        stored = any(isinstance(error, StorageFailed) for error in worker_exceptions.values())
+        if not dead and not stored:
+            dead = self._find_dead(_FIND_DEAD_WITHIN_S if not faults else _LOOK_ROUND_S)
+        if faults and not dead:  # a peer's death can surface in ways that nobody has seen yet
+            raise faults[0]
         self._told.add(told)
-        dead = {rank: str(error) for rank, error in worker_exceptions.items() if not isinstance(error, SystemFailed)}
-        if not dead and not any(isinstance(error, StorageFailed) for error in worker_exceptions.values()):
-            dead = self._find_dead()
         said = {rank: how_it_died(text) for rank, text in dead.items()} or {
             rank: str(error) for rank, error in worker_exceptions.items()
         }
         ray.get(self._feed.fail.remote(said), timeout=30)
 
-    def _find_dead(self) -> dict[int, str]:
+    def _find_dead(self, within_s: float) -> dict[int, str]:
         """Workers that lost their connection say nothing of the one that died: rank -> why, for those that did."""
         workers: Mapping[int, Any] = ray.get(self._feed.workers.remote(), timeout=30)
-        deadline = time.monotonic() + _FIND_DEAD_WITHIN_S
+        deadline = time.monotonic() + within_s
         asked = {worker.__ray_ready__.remote(): rank for rank, worker in workers.items()}
         dead: dict[int, str] = {}
         while asked and not dead and time.monotonic() < deadline:
@@ -162,7 +165,7 @@ def patiently(write: Callable[[], _ANSWER], *, wait_s: float, what: str, tell: C
     Args:
         write: can be called again after an OSError.
         wait_s: how long after the first failure another attempt is made.
-        what: what is written, for the messages.
+        what: what is written, for the messages: `checkpoint of epoch 3`.
         tell: is given a line for the user, once.
 
     Raises:
@@ -178,9 +181,9 @@ def patiently(write: Callable[[], _ANSWER], *, wait_s: float, what: str, tell: C
             if deadline is None:
                 deadline = now + wait_s
                 if wait_s > 0:
-                    tell(f"{what} cannot be written ({_reason(error)}); trying again for {wait_s:.0f} s.")
+                    tell(f"The {what} cannot be written ({_reason(error)}); trying again for {wait_s:.0f} s.")
             if now + pause_s > deadline:
-                raise StorageFailed(f"could not write {what} for {wait_s:.0f} s ({_reason(error)})") from error
+                raise StorageFailed(f"could not write the {what} for {wait_s:.0f} s ({_reason(error)})") from error
         time.sleep(pause_s)
         pause_s = min(5.0, 2 * pause_s)
 

@@ -147,7 +147,7 @@ class Feed:
 
     async def fail(self, said: dict[int, str]) -> None:
         """Workers failed (rank -> what happened, as a predicate), or with no rank, -1, what runs them."""
-        self._failures += 1
+        self._failures, self._fault = self._failures + 1, None
         text = ". ".join(f"{self._name_of(rank)} {what}" for rank, what in sorted(said.items()))
         self._events.append({"kind": "failure", "text": text, "number": self._failures})
 

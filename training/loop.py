@@ -54,8 +54,7 @@ def train_loop(options: dict[str, Any]) -> None:
     from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
 
     from training.batches import EvalBatches, Pixels, StopRequested, TrainBatches
-    from training.checkpoint import CKPT
-    from training.epoch_report import EpochReport, report
+    from training.epoch_report import DirectCheckpointIO, EpochReport, report
     from training.failures import patiently
     from training.module import ClassifierModule
     from training.run_folder import RunFolder
@@ -94,6 +93,7 @@ def train_loop(options: dict[str, Any]) -> None:
         report=functools.partial(report, keep=keep),
         tell=tell,
         keep=keep,
+        scratch=folder.ray / f"checkpoint-{attempt}",  # a name of its own: a worker that was given up may still write
         history_file=folder.train_info / "history.csv",
         pictures=len(job.codes["train"]),
     )
@@ -108,7 +108,7 @@ def train_loop(options: dict[str, Any]) -> None:
         devices=1 if world_size == 1 else "auto",
         # buffers are averaged once an epoch by the module, instead of sent before every step
         strategy=RayDDPStrategy(broadcast_buffers=False) if world_size > 1 else "auto",
-        plugins=[RayLightningEnvironment()] if world_size > 1 else None,
+        plugins=[DirectCheckpointIO(), *([RayLightningEnvironment()] if world_size > 1 else [])],
         precision=_precision(config, on_gpu=on_gpu),
         logger=_logger(config, folder) if rank == 0 else False,
         callbacks=[*_averaging(config), watch, epochs],
@@ -119,14 +119,12 @@ def train_loop(options: dict[str, Any]) -> None:
         use_distributed_sampler=False,
         log_every_n_steps=1_000_000,
     )
-    start = train.get_checkpoint()
-    start_file = Path(start.path) / CKPT if start is not None else job.resume_from
     try:
         trainer.fit(
             module,
             train_dataloaders=batches,
             val_dataloaders=validation,
-            ckpt_path=str(start_file) if start_file else None,
+            ckpt_path=options["start"],
             weights_only=True,
         )
     except StopRequested:

@@ -15,8 +15,10 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2._internal.execution.callback import WorkerCallback
 
 from classifier.errors import ClassifierError, OutputError
+from training.checkpoint import find_candidates
 from training.failures import CodeFailed, SystemFailed, in_one_line, is_systems, root
 from training.loop import Job, train_loop
+from training.run_folder import RunFolder
 
 _ANSWER_WITHIN_S = 30.0
 _SIOCGIFADDR = 0x8915  # Linux: the address of an interface
@@ -59,7 +61,9 @@ def run_worker(options: dict[str, Any]) -> None:
     """
     job: Job = options["job"]
     try:
-        train_loop({**options, "attempt": _join(job)})
+        attempt, start = _agree(job)
+        _join(job, attempt)
+        train_loop({**options, "attempt": attempt, "start": start})
     except SystemFailed:
         raise
     except Exception as error:
@@ -76,13 +80,24 @@ def run_worker(options: dict[str, Any]) -> None:
         raise CodeFailed(fault["line"]) from error
 
 
-def _join(job: Job) -> str:
-    """Tell the feed who is here; returns what all workers that were started together are called.
+def _agree(job: Job) -> tuple[str, str | None]:
+    """What all workers that are started together are called, and the checkpoint file that they go on from.
+
+    The first worker looks for it, because not every machine sees a new file at once. It looks at the storage: Ray Train
+    does not know yet of a checkpoint whose report was on its way when a worker died.
+    """
+    candidates = find_candidates(RunFolder(job.folder))
+    last = candidates[-1].file if candidates else job.resume_from
+    agreed: tuple[str, str | None] = broadcast_from_rank_zero((uuid.uuid4().hex, str(last) if last else None))
+    return agreed
+
+
+def _join(job: Job, attempt: str) -> None:
+    """Tell the feed who is here.
 
     Raises:
         OutputError: the model folder cannot be seen from this machine.
     """
-    attempt: str = broadcast_from_rank_zero(uuid.uuid4().hex)
     host, address = socket.gethostname(), ray.util.get_node_ip_address()
     runtime = ray.get_runtime_context()
     joined = job.feed.join.remote(
@@ -97,4 +112,3 @@ def _join(job: Job) -> str:
             f"{job.folder} is not there on {host} ({address}); set paths.models to a folder that every machine of the "
             "cluster has at the same place"
         )
-    return attempt

@@ -18,6 +18,7 @@ _SETTINGS = (
     "model=tiny",
     "augment=none",
     "trainer=cpu",
+    "trainer.precision=32",
     "num_workers=2",
     "data.batch_size=4",
     f"trainer.max_epochs={_EPOCHS}",

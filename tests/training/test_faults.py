@@ -22,6 +22,7 @@ _SETTINGS = (
     "ds=DIGITS",
     "augment=none",
     "trainer=cpu",
+    "trainer.precision=32",
     "num_workers=2",
     "data.batch_size=4",
     "model.lr=1e-3",

@@ -92,6 +92,7 @@ def test_failures_are_counted_and_named() -> None:
 
     async def story() -> tuple[list[dict[str, object]], object]:
         feed = await _feed()
+        await feed.blame({"line": "RuntimeError: what the death of worker 1 looked like in worker 0"})
         await feed.fail({1: "was lost with its machine"})
         await feed.fail({-1: "was killed or crashed"})
         await feed.blame({"line": "KeyError: 1"})
