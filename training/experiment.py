@@ -127,6 +127,7 @@ def _run_trial(_: dict[str, Any], *, experiment: Experiment) -> None:
     """The body of the trial: Ray's supported way to have Tune run Train V2 is a trainer inside a function."""
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2._internal import constants
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
     from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -142,6 +143,10 @@ def _run_trial(_: dict[str, Any], *, experiment: Experiment) -> None:
     # a worker that is stopped or cut off ends neither itself nor the others' waiting for it
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(limit_s)
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(limit_s)
+    # Train's cleaner asks "is the controller alive?" of whatever Ray it finds on the machine, and without this may ask
+    # another one, hear that there is no such controller, and take the workers' room away in the middle of a run.
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    constants.ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
     # not before: until the trial's process is up, there are not enough cores for both
     job.feed.start.remote()
     resources = {"CPU": plan.cpus_per_worker} | ({"GPU": 1} if plan.use_gpu else {})
