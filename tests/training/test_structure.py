@@ -150,12 +150,14 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[_Watched, list[dic
     labels = np.arange(48) % 2
     reports: list[dict[str, Any]] = []
     events: list[dict[str, Any]] = []
+    folder = tmp_path_factory.mktemp("info")
     epochs = EpochReport(
         config.callbacks,
         report=lambda metrics, _: reports.append(metrics),
         tell=events.append,
         keep=lambda write, what: write(),
-        history_file=tmp_path_factory.mktemp("info") / "history.csv",
+        history_file=folder / "history.csv",
+        scratch=folder,
         pictures=len(labels),
     )
     place = {"batch_size": 16, "rank": 0, "world_size": 1, "pin": False}
