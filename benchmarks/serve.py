@@ -32,6 +32,7 @@ import torch
 from PIL import Image
 
 from benchmarks.load import Measured, ask, ask_until_steady, post
+from benchmarks.report import row
 from classifier import image
 from classifier.model_folder import write_model
 from classifier.network import load_network
@@ -51,6 +52,7 @@ _CONFIG = {
 }
 _PORTS = {"ours": 18_801, "peer": 18_802}
 _CLIENTS = (1, 16, 64)
+_PEER = "LitServe"
 _STEADY_LIMIT_S = 30
 # What `make serve` answers with, and its bars: more is asked of the default.
 _ENGINES: dict[BackendName, dict[int, str]] = {
@@ -84,7 +86,7 @@ def _measure(engine: BackendName, model: Path, bodies: list[bytes], options: dic
         servers = {"ours": first, "peer": second}
         for clients in _CLIENTS:
             rows += _compare(engine, clients, pairs, seconds, requests, servers)
-    best = max(float(str(row["ours"])) for row in rows if "requests/s" in str(row["what"]))
+    best = max(float(str(each["ours"])) for each in rows if "requests/s" in str(each["what"]))
     return [*rows, _bare_row(engine, best, model, bodies, seconds)]
 
 
@@ -92,7 +94,7 @@ def _write(engine: str, rows: list[dict[str, object]], load: float) -> None:
     """Into the result, in place of what it says of this engine."""
     before = json.loads(_RESULTS.read_text())["rows"] if _RESULTS.exists() else []
     result = {
-        "rows": [row for row in before if row["what"].partition(", ")[0] in set(_ENGINES) - {engine}] + rows,
+        "rows": [each for each in before if each["what"].partition(", ")[0] in set(_ENGINES) - {engine}] + rows,
         "command": "python -m benchmarks.serve",
         "machine": f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}, load {load:.1f} before",
         "versions": {name: version(name) for name in ("ray", "litserve", "torch", "onnxruntime", "pillow", "fastapi")},
@@ -125,34 +127,19 @@ def _compare(
     delays = [(ours.p50_ms, peer.p50_ms) for ours, peer in measured]
     what = f"{engine}, p50 in ms at {clients} client{'s' if clients > 1 else ''}, less is better"
     bar = _ENGINES[engine][clients]
-    row = _row(what, bar if clients == 1 else "", delays) | {"load_cores": _load_cores(measured)}
+    measured_delay = row(what, delays, peer=_PEER, bar=bar if clients == 1 else None) | {
+        "load_cores": _load_cores(measured)
+    }
     if clients == 1:
-        return [row]
+        return [measured_delay]
     rates = [(ours.per_s, peer.per_s) for ours, peer in measured]
-    return [_row(f"{engine}, requests/s at {clients} clients", bar, rates) | {"load_cores": _load_cores(measured)}, row]
+    measured_rate = row(f"{engine}, requests/s at {clients} clients", rates, peer=_PEER, bar=bar)
+    return [measured_rate | {"load_cores": _load_cores(measured)}, measured_delay]
 
 
 def _load_cores(measured: list[tuple[Measured, Measured]]) -> list[float]:
     """What asking took itself: beside ours, beside the peer."""
     return [round(statistics.median(pair[place].own_cores for pair in measured), 3) for place in (0, 1)]
-
-
-def _row(what: str, bar: str, values: list[tuple[float, float]], *, peer: str = "LitServe") -> dict[str, object]:
-    ratios = [ours / theirs for ours, theirs in values]
-    row: dict[str, object] = {
-        "what": what,
-        "ours": round(statistics.median(ours for ours, _ in values), 2),
-        "peer": round(statistics.median(theirs for _, theirs in values), 2),
-        "peer_name": peer,
-        "ratio_median": round(statistics.median(ratios), 3),
-        "ratio_min": round(min(ratios), 3),
-        "ratio_max": round(max(ratios), 3),
-        "pairs": len(values),
-        "bar": bar,
-    }
-    ratio = f"{row['ratio_median']:.2f} ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
-    print(f"{what:48} ours {row['ours']:7.1f}  {peer} {row['peer']:7.1f}  ratio {ratio}  {bar}", flush=True)
-    return row
 
 
 def _bare_row(engine: BackendName, best: float, model: Path, bodies: list[bytes], seconds: float) -> dict[str, object]:
@@ -168,7 +155,7 @@ def _bare_row(engine: BackendName, best: float, model: Path, bodies: list[bytes]
         return done / (time.perf_counter() - start)
 
     values = [(best, rate()) for _ in range(3)]
-    return _row(f"{engine}, requests/s at best, beside no HTTP", "", values, peer="one process, one thread")
+    return row(f"{engine}, requests/s at best, beside no HTTP", values, peer="one process, one thread", bar=None)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ def local_or_hub(name: str) -> str:
     """
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser().resolve())
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if _is_path(name):
         raise UnknownModel(
             f"model.model_name={name}: no such folder; expected a folder with config.json, or a hub name"
         )
@@ -41,12 +41,17 @@ def find_file(name: str, file: str) -> Path | None:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder / file if (folder / file).is_file() else None
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if _is_path(name):
         return None
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(name, file)
     return Path(found) if isinstance(found, str) else None
+
+
+def _is_path(name: str) -> bool:
+    """Whether it can only be a folder: names of the hub are `name` or `owner/name`."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def _hub_answers() -> bool:
