@@ -3,7 +3,7 @@
 Small runs on the handwritten digits, two workers each; to each one fault happens, SIGKILL at a random moment:
 
     worker       one of the two training workers
-    controller   Ray Train's controller
+    controller   the Tune trial, which has Ray Train's controller in it
     driver       the command itself; its Ray, started by it, is left to itself; then `resume=`
     node         one machine of a cluster with three, every process of it (`ray.cluster_utils.Cluster`)
     drain        the same after a notice of 3 s, as a spot market gives it (`ray drain-node`)
@@ -131,7 +131,7 @@ def _worker(folder: Path, after_s: float, row: Row, usual_s: float) -> None:
 
 
 def _controller(folder: Path, after_s: float, row: Row, usual_s: float) -> None:
-    _kill_one("ray::TrainController", folder, after_s, row, usual_s)
+    _kill_one("ray::ImplicitFunc", folder, after_s, row, usual_s)
 
 
 def _kill_one(title: str, folder: Path, after_s: float, row: Row, usual_s: float) -> None:

@@ -103,7 +103,14 @@ def _next_job(job: Job, folder: RunFolder) -> Job:
 def _fit(experiment: Experiment, folder: RunFolder) -> BaseException | None:
     """One Tune experiment of one trial; returns what ended it early."""
     from ray import exceptions, tune
+    from ray.train.v2._internal.state.state_actor import get_or_create_state_actor
+    from ray.tune.execution import class_cache
 
+    # Every process has the variables of `cluster/session.py` already. Given again, as Tune does, they make an environment
+    # of their own, and no process that Ray has started ahead fits into it.
+    class_cache.DEFAULT_ENV_VARS.clear()
+    class_cache.ENV_VARS_TO_PROPAGATE.clear()
+    get_or_create_state_actor()  # what the dashboard shows of the run; the trial would wait for its start
     trial = tune.with_resources(tune.with_parameters(_run_trial, experiment=experiment), {"CPU": TRIAL_CPUS})
     tuner = tune.Tuner(
         trial,
@@ -126,27 +133,16 @@ def _fit(experiment: Experiment, folder: RunFolder) -> BaseException | None:
 def _run_trial(_: dict[str, Any], *, experiment: Experiment) -> None:
     """The body of the trial: Ray's supported way to have Tune run Train V2 is a trainer inside a function."""
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2._internal import constants
-    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-    from ray.tune.integration.ray_train import TuneReportCallback
+    from ray.train.torch import TorchConfig
 
     from training.failures import FailureReport
+    from training.trainer import ReportToTune, Trainer
     from training.worker import OwnInterface, run_worker
-
-    class Trainer(TorchTrainer):
-        def _create_default_callbacks(self) -> list[Any]:
-            # A process that hands out dataset shards, started before the workers may begin; ours come from the Feed.
-            return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
 
     plan, job, limit_s = experiment.plan, experiment.job, experiment.hang_after_s
     # a worker that is stopped or cut off ends neither itself nor the others' waiting for it
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(limit_s)
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(limit_s)
-    # Train's cleaner asks "is the controller alive?" of whatever Ray it finds on the machine, and without this may ask
-    # another one, hear that there is no such controller, and take the workers' room away in the middle of a run.
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-    constants.ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
     # not before: until the trial's process is up, there are not enough cores for both
     job.feed.start.remote()
     resources = {"CPU": plan.cpus_per_worker} | ({"GPU": 1} if plan.use_gpu else {})
@@ -169,7 +165,7 @@ def _run_trial(_: dict[str, Any], *, experiment: Experiment) -> None:
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=experiment.keep, checkpoint_score_attribute="score", checkpoint_score_order="max"
             ),
-            callbacks=[FailureReport(job.feed), TuneReportCallback(), OwnInterface()],
+            callbacks=[FailureReport(job.feed), ReportToTune(), OwnInterface()],
         ),
     ).fit()
 

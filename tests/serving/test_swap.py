@@ -54,6 +54,12 @@ class Visitor(Meanwhile):
             else:
                 self.failures.append(f"{response.status_code} {response.text[:200]}")
 
+    def wait_for(self, digest: str) -> None:
+        """Until that model has answered."""
+        deadline = time.monotonic() + 10
+        while digest not in self.models and time.monotonic() < deadline:
+            time.sleep(0.05)
+
 
 class Killer(Meanwhile):
     """Kills every replica that was not there before, as soon as there is one."""
@@ -89,6 +95,7 @@ def test_a_new_model_takes_over_without_a_gap_and_a_bad_one_does_not(
         with pytest.raises(BadModelFolder, match="not the file that was written"):
             swap(str(torn), models_dir=tmp_path, app_name="swapped", timeout_s=60)
         old, new = swap("ANIMALS/default", models_dir=tmp_path, app_name="swapped", timeout_s=60)
+        visitor.wait_for(new.digest)  # a request that was on its way may still be the old one's
 
     assert (old.digest, new.digest) == (old_digest, new_digest)
     assert visitor.failures == []
