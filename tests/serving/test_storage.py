@@ -7,7 +7,7 @@ import pytest
 
 from classifier import image
 from classifier.errors import BadImage, ConfigError, OutputError, TooManyBytes
-from serving.bucket import RemoteStorage
+from cluster.bucket import Bucket
 from serving.storage import LocalStorage, claimed, open_storage
 from tests.serving.folders import job, picture
 
@@ -97,7 +97,7 @@ def test_local_places_are_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     assert open_storage("in", key="x") == LocalStorage(str(tmp_path / "in"))
     assert open_storage(f"file://{tmp_path}/in", key="x") == LocalStorage(str(tmp_path / "in"))
-    assert isinstance(open_storage("memory://in", key="x"), RemoteStorage)
+    assert isinstance(open_storage("memory://in", key="x"), Bucket)
 
 
 def test_an_unknown_scheme_says_what_is_known() -> None:
