@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # A request to a bucket takes tens of milliseconds, nearly all of it waiting.
 _REQUESTS_AT_A_TIME = 16
+# Google's driver tries a request for a quarter of an hour, Amazon's for seconds.
+_RETRY_LIMIT_S = 20
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ def _open_filesystem(url: str, key: str) -> tuple[Any, str]:
     from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 
     try:
-        filesystem, root = FileSystem.from_uri(url)
+        filesystem, root = FileSystem.from_uri(_with_limit(url))
         return filesystem, root
     except (ArrowException, NotImplementedError, ValueError) as error:
         refusal = error
@@ -193,6 +195,12 @@ def _open_filesystem(url: str, key: str) -> tuple[Any, str]:
             "or an installed fsspec driver knows, such as s3:// or gs://"
         ) from error
     return PyFileSystem(FSSpecHandler(driver)), str(root)
+
+
+def _with_limit(url: str) -> str:
+    if not url.startswith(("gs://", "gcs://")) or "retry_limit_seconds=" in url:
+        return url
+    return f"{url}{'&' if '?' in url else '?'}retry_limit_seconds={_RETRY_LIMIT_S}"
 
 
 def _unreachable(what: str, error: Exception) -> str:

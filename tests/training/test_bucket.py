@@ -232,6 +232,14 @@ def test_what_cannot_be_is_one_line(
     assert "hush" not in output
 
 
+def test_google_does_not_try_for_a_quarter_of_an_hour() -> None:
+    """Unless the URL says so."""
+    limits = [_bucket(f"gs://anonymous@pets/raw{query}").filesystem for query in ("", "?retry_limit_seconds=90")]
+
+    found = [each.__reduce__()[1][0]["retry_time_limit"].total_seconds() for each in limits]
+    assert found == [20, 90]
+
+
 def test_a_wrong_key_is_one_line(
     pets: tuple[Path, Bucket], s3: S3, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
