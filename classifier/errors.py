@@ -13,7 +13,8 @@
         ├── UnsupportedFormat
         ├── TooManyBytes
         ├── TooManyPixels
-        └── NotAFile
+        ├── NotAFile
+        └── OutOfReach
 
 A message says what was found, what was expected and what to do. Errors cross Ray processes, so none takes more than the
 message: an `__init__` of its own would not survive pickling.
@@ -86,3 +87,9 @@ class NotAFile(BadImage):
     """The path is a folder, a FIFO, a socket or a device: opening it could block for ever."""
 
     reason = "not_a_file"
+
+
+class OutOfReach(BadImage):
+    """The storage that holds the picture did not give it: it may be fine, and later readable."""
+
+    reason = "out_of_reach"

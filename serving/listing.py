@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from classifier.errors import ConfigError
 from classifier.image import SUFFIXES
-from serving.bucket import RemoteStorage
+from cluster.bucket import Bucket
 from serving.storage import LocalStorage, Storage
 
 _FIRST_CHUNK = 8
@@ -43,7 +43,7 @@ def check_input(storage: Storage, *, key: str) -> None:
     if isinstance(storage, LocalStorage):
         is_folder, exists = os.path.isdir(storage.root), os.path.exists(storage.root)  # noqa: PTH110, PTH112
     else:
-        assert isinstance(storage, RemoteStorage)
+        assert isinstance(storage, Bucket)
         from pyarrow.fs import FileType
 
         try:
@@ -87,7 +87,7 @@ def list_pictures(storage: Storage) -> Iterator[Found | None]:
     """Every file with a picture's suffix, and a None for every other file."""
     if isinstance(storage, LocalStorage):
         return _list_local(storage.root)
-    assert isinstance(storage, RemoteStorage)
+    assert isinstance(storage, Bucket)
     return _list_remote(storage)
 
 
@@ -134,7 +134,7 @@ def _scan(place: str) -> tuple[list[str], list[str], list[str]]:
     return sorted(files), sorted(folders), sorted(linked)
 
 
-def _list_remote(storage: RemoteStorage) -> Iterator[Found | None]:
+def _list_remote(storage: Bucket) -> Iterator[Found | None]:
     from pyarrow.fs import FileSelector, FileType
 
     pending = [storage.root]

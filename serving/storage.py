@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from classifier import image
 from classifier.errors import BadImage, ConfigError, OutputError
+from cluster.bucket import Bucket, open_place
 
 # What the job keeps beside the results: ledger, files that are being written, lock, log.
 BOOKS = ".batch"
@@ -152,12 +153,8 @@ def open_storage(place: str, *, key: str) -> Storage:
     """
     if not place.strip():
         raise ConfigError(f"{key}: empty; expected a folder or a URL such as s3://bucket/folder")
-    scheme, separator, rest = place.partition("://")
-    if not separator or scheme == "file":
-        return LocalStorage(str(Path(rest if separator else place).expanduser().absolute()))
-    from serving.bucket import open_bucket
-
-    return open_bucket(place, key=key)
+    found = open_place(place, key=key)
+    return found if isinstance(found, Bucket) else LocalStorage(str(found.expanduser().absolute()))
 
 
 def _open_new(path: str) -> IO[bytes]:

@@ -1,7 +1,12 @@
 """What the whole suite shares: one Ray, one tiny real model, where the photos are if they are here."""
 
 import os
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,6 +15,14 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Tiny networks: a second thread gains nothing, and on a busy machine waiting for it costs minutes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Of the S3 server below. Here, because Ray's workers have the environment that Ray was started in.
+os.environ |= {
+    "AWS_ACCESS_KEY_ID": "suite",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",  # rclone takes no checksum behind an upload's last byte
+}
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -37,6 +50,53 @@ def ray_once() -> Iterator[None]:
 
     with ray_session(address=None, admission_cpus=6):
         yield
+
+
+@dataclass(frozen=True)
+class S3:
+    """An S3 server of this machine: `rclone serve s3`. Its buckets are the folders of a folder."""
+
+    folder: Path
+    endpoint: str  # host:port
+    process: "subprocess.Popen[bytes]"
+
+    def url(self, path: str) -> str:
+        """A URL that says where the server is."""
+        return f"s3://{path}?endpoint_override={self.endpoint}&scheme=http&region=us-east-1"
+
+    def stop(self) -> None:
+        """It does not answer any more."""
+        self.process.kill()
+        self.process.wait(timeout=10)
+
+
+def start_s3(folder: Path) -> S3:
+    """Serve a folder of buckets. What is changed in it after the first request must be changed by requests."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    program = Path(sys.executable).with_name("rclone")
+    keys = f"{os.environ['AWS_ACCESS_KEY_ID']},{os.environ['AWS_SECRET_ACCESS_KEY']}"
+    options = ["--addr", endpoint, "--auth-key", keys, "--config", os.devnull]
+    process = subprocess.Popen([program, "serve", "s3", *options, folder], stderr=subprocess.DEVNULL)
+    host, _, port = endpoint.partition(":")
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+            return S3(folder, endpoint, process)
+        except OSError:
+            assert process.poll() is None and time.monotonic() < deadline, "rclone serve s3 does not start"
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def s3(tmp_path: Path) -> Iterator[S3]:
+    """An S3 server with an empty bucket, `suite`."""
+    (tmp_path / "s3" / "suite").mkdir(parents=True)
+    server = start_s3(tmp_path / "s3")
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="session")

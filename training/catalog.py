@@ -3,13 +3,14 @@
 `data/metadata/DS/` holds it: `catalog.parquet`, a row for every file met, and `data_info.yaml`, the summary.
 """
 
+import contextlib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,8 +18,10 @@ import pyarrow.parquet as pq
 import yaml
 
 from classifier.errors import DatasetError, OutputError
+from cluster.bucket import Bucket, open_place
 from training.config import DataConfig
 from training.listing import Entry, find_dataset, list_dataset
+from training.root import Root, folders
 from training.split import SPLITS, split_pictures
 
 CATALOG, INFO = "catalog.parquet", "data_info.yaml"
@@ -43,7 +46,7 @@ _SCHEMA = pa.schema(
 )
 
 # (pictures to look at, their root) -> their rows; `inspection.inspect` does it on Ray.
-Inspect = Callable[[list[Entry], Path], pa.Table]
+Inspect = Callable[[list[Entry], Root], pa.Table]
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Catalog:
     """A dataset, ready to train on."""
 
     name: str
-    root: Path
+    root: Root
     table: pa.Table  # a row for every file met, sorted by path
     labels: tuple[str, ...]  # sorted; a class's code is its place here
     fingerprint: str  # over path, class and content of every used picture
@@ -81,14 +84,14 @@ class Catalog:
 
 
 def prepare_catalog(
-    name: str, *, raw_data: Path, metadata: Path, config: DataConfig, seed: int, inspect: Inspect
+    name: str, *, raw_data: str | Path, metadata: str | Path, config: DataConfig, seed: int, inspect: Inspect
 ) -> Catalog:
     """Find a dataset's catalog, or make it; only files that are new or changed are opened.
 
     Args:
         name: the dataset, a folder of `raw_data`.
-        raw_data: where datasets are.
-        metadata: where catalogs are kept, `metadata/NAME/`.
+        raw_data: where datasets are, a folder or URL.
+        metadata: where catalogs are kept, `metadata/NAME/`; the same.
         config: shares of the split, largest picture, largest share of bad ones.
         seed: of the split.
         inspect: opens pictures; takes those that must be looked at.
@@ -97,9 +100,12 @@ def prepare_catalog(
         DatasetError: it is missing, has too few classes or pictures, or too many that cannot be read.
         OutputError: the catalog cannot be written.
     """
-    root = find_dataset(name, raw_data=raw_data).resolve()
+    root = find_dataset(name, raw_data=raw_data)
+    if isinstance(root, Path):
+        root = root.resolve()
     entries = list_dataset(root)
-    folder = metadata / name
+    kept = open_place(metadata, key="paths.metadata")
+    folder = kept.below(name) if isinstance(kept, Bucket) else kept / name
     policy = {"max_pixels": config.max_pixels, "split": config.split.model_dump(), "seed": seed}
     known = _read(folder)
     if known is not None:
@@ -147,7 +153,7 @@ def _table(entries: list[Entry], rows: dict[Entry, dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(full, schema=_SCHEMA)
 
 
-def _check(name: str, root: Path, table: pa.Table, *, max_bad_share: float) -> None:
+def _check(name: str, root: Root, table: pa.Table, *, max_bad_share: float) -> None:
     rows = table.select(["path", "label", "reason", "sha256", "group"]).to_pylist()
     opened = [row for row in rows if row["sha256"] is not None or row["reason"] not in _NOT_OPENED]
     bad = [row for row in opened if row["reason"]]
@@ -159,7 +165,7 @@ def _check(name: str, root: Path, table: pa.Table, *, max_bad_share: float) -> N
             f"{name}: {len(bad)} of {len(opened)} pictures cannot be used ({reasons}; the first is {bad[0]['path']}); at "
             f"most {max_bad_share:.0%} may be bad: mend or remove them, or raise data.max_bad_share"
         )
-    classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    classes = [label for label in folders(root) if not label.startswith(".")]
     different = {label: set[str]() for label in classes}
     for row in rows:
         if not row["reason"]:
@@ -190,7 +196,7 @@ def _with_splits(table: pa.Table, *, config: DataConfig, seed: int) -> pa.Table:
     return table.set_column(table.schema.get_field_index("split"), "split", pa.array(splits, pa.string()))
 
 
-def _catalog(name: str, root: Path, table: pa.Table, *, seed: int, reused: bool) -> Catalog:
+def _catalog(name: str, root: Root, table: pa.Table, *, seed: int, reused: bool) -> Catalog:
     used = table.filter(pc.equal(table["state"], "used"))
     digest = hashlib.sha256()
     for row in used.select(["path", "label", "sha256"]).to_pylist():
@@ -207,25 +213,42 @@ def _listing_digest(entries: list[Entry]) -> str:
     return "sha256:" + digest.hexdigest()
 
 
-def _read(folder: Path) -> tuple[pa.Table, dict[str, Any]] | None:
+def _read(folder: Root) -> tuple[pa.Table, dict[str, Any]] | None:
     """What an earlier run left, or None: a catalog that cannot be read is made anew."""
     try:
-        info = yaml.safe_load((folder / INFO).read_text())
-        table = pq.read_table(folder / CATALOG)
+        info = yaml.safe_load(_content(folder, INFO))
+        table = pq.read_table(pa.BufferReader(_content(folder, CATALOG)))
     except (OSError, yaml.YAMLError, pa.ArrowException):
         return None
     return (table, info) if isinstance(info, dict) and table.schema.equals(_SCHEMA) else None
 
 
-def _write(folder: Path, catalog: Catalog, *, listing: str, policy: dict[str, Any]) -> None:
+def _content(folder: Root, name: str) -> bytes:
+    return folder.read(name) if isinstance(folder, Bucket) else (folder / name).read_bytes()
+
+
+def _write(folder: Root, catalog: Catalog, *, listing: str, policy: dict[str, Any]) -> None:
     """Whole or not at all; the summary comes last, because it is what makes the table count."""
+    mark = hashlib.sha256(listing.encode()).hexdigest()[:8]
+    with _writing(folder, CATALOG, mark) as stream:
+        pq.write_table(catalog.table, stream)
+    with _writing(folder, INFO, mark) as stream:
+        stream.write(yaml.safe_dump(catalog.info() | {"listing": listing, "policy": policy}, sort_keys=False).encode())
+
+
+@contextlib.contextmanager
+def _writing(folder: Root, name: str, mark: str) -> Iterator[IO[bytes]]:
+    """A file that is there, whole, when the block ends, and not before."""
+    if isinstance(folder, Bucket):
+        with folder.writing(name) as stream:
+            yield stream
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        scratch = folder / f".{CATALOG}.{hashlib.sha256(listing.encode()).hexdigest()[:8]}"
-        pq.write_table(catalog.table, scratch)
-        scratch.replace(folder / CATALOG)
-        scratch.write_text(yaml.safe_dump(catalog.info() | {"listing": listing, "policy": policy}, sort_keys=False))
-        scratch.replace(folder / INFO)
+        scratch = folder / f".{name}.{mark}"
+        with scratch.open("wb") as stream:
+            yield stream
+        scratch.replace(folder / name)
     except OSError as error:
         raise OutputError(
             f"{folder} cannot be written: {error.strerror}; set paths.metadata to a folder that can"

@@ -121,18 +121,20 @@ class LoggerConfig(Section):
 
 
 class PathsConfig(Section):
-    """Folders; relative ones start where the command is typed."""
+    """Folders; relative ones start where the command is typed. The first two may be URLs."""
 
-    raw_data: Path = Field(description="datasets: RAW_DATA/EXAMS/<class>/<picture>")
-    metadata: Path = Field(description="what was found in each dataset, and its split")
+    raw_data: str = Field(description="folder or URL (s3://, gs://) of datasets: RAW_DATA/EXAMS/<class>/<picture>")
+    metadata: str = Field(description="folder or URL for what was found in each dataset, and its split")
     cache: Path = Field(description="decoded pixels that do not fit in memory")
     models: Path = Field(description="where model folders are written")
 
-    @field_validator("*", mode="before")
+    @field_validator("cache", "models", mode="before")
     @classmethod
     def _a_folder(cls, value: Any) -> Any:
         if isinstance(value, str) and "://" in value:
-            raise ValueError("expected a folder that every machine mounts at the same place; training takes no URLs")
+            raise ValueError(
+                "expected a folder that every machine mounts at the same place; of paths, raw_data and metadata take URLs"
+            )
         return value
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from classifier.preprocess import PreprocessSpec
+from training.root import Root
 
 # A worker asks again after this long: a wait never outlives its reason unseen.
 _POLL_S = 10.0
@@ -26,7 +27,7 @@ PHASES = ("waiting for pictures", "computing", "adding up gradients", "saving th
 class FeedPlan:
     """What to decode, and how."""
 
-    root: Path
+    root: Root
     splits: dict[str, list[str]]  # split -> paths, in the order in which they are decoded
     spec: PreprocessSpec
     decode_cpus: float

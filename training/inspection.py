@@ -3,14 +3,14 @@
 import hashlib
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from classifier import image
-from classifier.errors import BadImage
+from classifier.errors import BadImage, DatasetError
 from training.listing import Entry
+from training.root import Root, read_pictures, what_was_out_of_reach
 
 # A reduced decode reads every byte of the file, so it finds whatever is broken, at a fraction of the time.
 _DRAFT_PX = 64
@@ -33,7 +33,7 @@ _ROW = pa.schema(
 
 def inspect(
     entries: list[Entry],
-    root: Path,
+    root: Root,
     *,
     max_pixels: int,
     task_cpus: float,
@@ -52,7 +52,12 @@ def inspect(
 
     Returns:
         A row for each: `reason` is null when it can be used; `sha256` is null when not a byte of it could be read.
+
+    Raises:
+        DatasetError: the bucket that they lie in does not answer.
     """
+    from ray.exceptions import RayError
+
     from training.stream import dataset_of
 
     listing = pa.Table.from_pylist([entry._asdict() for entry in entries]).select(
@@ -64,26 +69,34 @@ def inspect(
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=task_cpus,
-        fn_kwargs={"root": str(root), "max_pixels": max_pixels},
+        fn_kwargs={"root": root, "max_pixels": max_pixels},
     )
     done: list[pa.Table] = []
     opened = 0
-    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        done.append(batch.cast(_ROW))
-        opened += batch.num_rows
-        on_progress(opened, len(entries))
+    try:
+        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            done.append(batch.cast(_ROW))
+            opened += batch.num_rows
+            on_progress(opened, len(entries))
+    except RayError as error:
+        said = what_was_out_of_reach(error)
+        if said is None:
+            raise
+        raise DatasetError(said) from error
     return pa.concat_tables(done)
 
 
-def _inspect_batch(batch: pa.Table, *, root: str, max_pixels: int) -> pa.Table:
-    rows = [row | _inspect_file(f"{root}/{row['path']}", max_pixels) for row in batch.to_pylist()]
+def _inspect_batch(batch: pa.Table, *, root: Root, max_pixels: int) -> pa.Table:
+    pictures = read_pictures(root, batch["path"].to_pylist())
+    rows = [row | _inspect_picture(data, max_pixels) for row, data in zip(batch.to_pylist(), pictures, strict=True)]
     return pa.Table.from_pylist(rows, schema=_ROW)
 
 
-def _inspect_file(path: str, max_pixels: int) -> dict[str, Any]:
+def _inspect_picture(data: bytes | BadImage, max_pixels: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     try:
-        data = image.read_file(path)
+        if isinstance(data, BadImage):
+            raise data
         found["sha256"] = found["group"] = hashlib.sha256(data).hexdigest()
         header = image.read_header(data, max_pixels=max_pixels)
         found |= {"width": header.width_px, "height": header.height_px, "mode": header.mode}

@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from classifier.errors import DatasetError
+from classifier.errors import ConfigError, DatasetError
 from classifier.image import SUFFIXES
+from cluster.bucket import Bucket, open_place
+from training.root import Root, folders
 
 NO_CLASS_FOLDER, HIDDEN, NO_PICTURE_SUFFIX = "no_class_folder", "hidden", "no_picture_suffix"
 NAME_NOT_UTF8 = "name_not_utf8"
@@ -22,40 +24,71 @@ class Entry(NamedTuple):
     reason: str | None  # why it is not even opened; None for a candidate
 
 
-def find_dataset(name: str, *, raw_data: Path) -> Path:
+def find_dataset(name: str, *, raw_data: str | Path) -> Root:
     """The folder of a dataset.
 
     Raises:
         DatasetError: the name is a path, or no such dataset is there; names those that are.
+        ConfigError: `raw_data` is a URL that cannot be opened or listed.
     """
-    there = sorted(entry.name for entry in raw_data.iterdir() if entry.is_dir()) if raw_data.is_dir() else []
-    found = f"datasets in {raw_data}: {', '.join(there) or 'none'}"
+    place = open_place(raw_data, key="paths.raw_data")
+    try:
+        there = [] if isinstance(place, Path) and not place.is_dir() else folders(place)
+    except OSError as error:
+        raise ConfigError(f"paths.raw_data={error}") from error
+    found = f"datasets in {place}: {', '.join(there) or 'none'}"
     if name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
-        raise DatasetError(f"ds={name} is a path; expected the name of a folder in {raw_data} ({found})")
-    folder = raw_data / name
-    if not folder.is_dir():
+        raise DatasetError(f"ds={name} is a path; expected the name of a folder in {place} ({found})")
+    if name not in there:
         raise DatasetError(
-            f"ds={name}: no such dataset; put its pictures in {raw_data}/{name}/<class>/<picture> ({found})"
+            f"ds={name}: no such dataset; put its pictures in {place}/{name}/<class>/<picture> ({found})"
         )
-    return folder
+    return place.below(name) if isinstance(place, Bucket) else place / name
 
 
-def list_dataset(root: Path) -> list[Entry]:
+def list_dataset(root: Root) -> list[Entry]:
     """List every file below a dataset's folder, sorted by path.
 
     Symlinks are followed, a folder that was entered already is not entered again (loops end).
 
     Raises:
-        DatasetError: there are fewer than two class folders.
+        DatasetError: it cannot be listed, or there are fewer than two class folders.
     """
+    return _list_bucket(root) if isinstance(root, Bucket) else _list_local(root)
+
+
+def _check_classes(root: Root, classes: list[str]) -> None:
+    if len(classes) < 2:
+        held = f"has 1 class folder ({classes[0]})" if classes else "has no class folders"
+        raise DatasetError(f"{root} {held}; need at least 2: {root}/<class>/<picture>")
+
+
+def _list_bucket(root: Bucket) -> list[Entry]:
+    """One listing, however deep: a bucket has no folders to enter, only names with a / in them."""
+    try:
+        found = root.listing(recursive=True)
+    except OSError as error:
+        raise DatasetError(str(error)) from error
+    below = [(PurePosixPath(info.path).relative_to(root.root), info) for info in found]
+    _check_classes(
+        root, [path.name for path, info in below if not info.is_file and len(path.parts) == 1 and path.name[0] != "."]
+    )
+    entries = []
+    for path, info in below:
+        if info.is_file:
+            label = path.parts[0] if len(path.parts) > 1 and path.parts[0][0] != "." else None
+            reason = NO_CLASS_FOLDER if label is None else _reason(path.name)
+            entries.append(Entry(str(path), label, info.size or 0, info.mtime_ns or 0, reason))
+    return sorted(entries)
+
+
+def _list_local(root: Path) -> list[Entry]:
     try:
         top = sorted(os.scandir(root), key=lambda entry: entry.name)
     except OSError as error:
         raise DatasetError(f"{root} cannot be read: {error.strerror}") from error
     classes = [entry.name for entry in top if entry.is_dir() and not entry.name.startswith(".")]
-    if len(classes) < 2:
-        held = f"has 1 class folder ({classes[0]})" if classes else "has no class folders"
-        raise DatasetError(f"{root} {held}; need at least 2: {root}/<class>/<picture>")
+    _check_classes(root, classes)
     entries = [
         _entry(entry, entry.name, None, NO_CLASS_FOLDER) for entry in top if not entry.is_dir() or entry.name[0] == "."
     ]
@@ -80,12 +113,15 @@ def _below(folder: Path, relative: str, label: str, seen: set[Path]) -> Iterator
         path = f"{relative}/{child.name}"
         if child.is_dir():
             yield from _below(folder / child.name, path, label, seen)
-        elif child.name.startswith("."):
-            yield _entry(child, path, label, HIDDEN)
-        elif Path(child.name).suffix.lower() not in SUFFIXES:
-            yield _entry(child, path, label, NO_PICTURE_SUFFIX)
         else:
-            yield _entry(child, path, label, None)
+            yield _entry(child, path, label, _reason(child.name))
+
+
+def _reason(name: str) -> str | None:
+    """Why a file in a class folder is not opened."""
+    if name.startswith("."):
+        return HIDDEN
+    return None if PurePosixPath(name).suffix.lower() in SUFFIXES else NO_PICTURE_SUFFIX
 
 
 def _entry(entry: "os.DirEntry[str]", path: str, label: str | None, reason: str | None) -> Entry:

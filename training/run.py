@@ -36,6 +36,7 @@ python -m training.run ds=DATASET [key=value ...]
   python -m training.run ds=EXAMS                            data/raw_data/EXAMS/<class>/** -> models/EXAMS/default/DATE/TIME
   python -m training.run ds=EXAMS num_workers=4 model.lr=5e-5 trainer.max_epochs=20 category=slow
   python -m training.run ds=DIGITS model=tiny augment=none   settings by the file: configs/model/tiny.yaml, ...
+  python -m training.run ds=EXAMS paths.raw_data=s3://bucket/raw
   python -m training.run resume=models/EXAMS/default/DATE/TIME
 
 Settings by the file: trainer=auto|cpu|gpu, model=default|tiny, augment=default|none|strong, logger=tensorboard|none.

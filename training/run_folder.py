@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from classifier.errors import OutputError
+from cluster.bucket import Bucket, open_place
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,17 @@ class RunFolder:
         return sorted(self.ray.glob("train-*")) if self.ray.is_dir() else []
 
 
-def check_writable(folder: Path, *, key: str) -> None:
-    """Find out early whether a folder can be made or written; makes nothing.
+def check_writable(place: str | Path, *, key: str) -> None:
+    """Find out early whether a folder can be made or written, or a bucket reached; makes nothing.
 
     Raises:
-        OutputError: it cannot; names the setting.
+        OutputError: a folder that cannot be written; names the setting.
+        ConfigError: a URL that cannot be opened or listed.
     """
+    folder = open_place(place, key=key)
+    if isinstance(folder, Bucket):
+        folder.check_reachable(key=key)
+        return
     there = folder.absolute()
     while not there.exists():
         there = there.parent

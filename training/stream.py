@@ -4,6 +4,7 @@ Few, large tasks: a task of Ray costs milliseconds, a picture less than two. A b
 in the object store, or goes to a file when all of them would not fit there.
 """
 
+import errno
 import math
 import os
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pyarrow as pa
 from classifier import image
 from classifier.errors import BadImage
 from classifier.preprocess import PreprocessSpec, to_pixels
+from training.root import Root, read_pictures, what_was_out_of_reach
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -50,7 +52,7 @@ def rows_in_block(spec: PreprocessSpec, *, pictures: int, tasks: int) -> int:
 def stream_blocks(
     paths: list[str],
     *,
-    root: Path,
+    root: Root,
     spec: PreprocessSpec,
     task_cpus: float,
     tasks: int,
@@ -70,8 +72,12 @@ def stream_blocks(
 
     Yields:
         (block, pictures in it): a reference to a table, or the path of a file. `read_block` opens either.
+
+    Raises:
+        OSError: EIO, the bucket that they lie in does not answer; it may do so later.
     """
     from ray.data import TaskPoolStrategy
+    from ray.exceptions import RayError
 
     in_block = rows_in_block(spec, pictures=len(paths), tasks=tasks)
     table = pa.table({"path": pa.array(paths, pa.string()), "row": pa.array(range(len(paths)), pa.int64())})
@@ -81,15 +87,21 @@ def stream_blocks(
         batch_format="pyarrow",
         num_cpus=task_cpus,
         compute=TaskPoolStrategy(size=tasks),
-        fn_kwargs={"root": str(root), "spec": spec.model_dump(), "shards": str(shards) if shards else None},
+        fn_kwargs={"root": root, "spec": spec.model_dump(), "shards": str(shards) if shards else None},
     )
-    if shards is not None:
-        for row in dataset.iter_rows():
-            yield row["file"], row["rows"]
-        return
-    for bundle in dataset.iter_internal_ref_bundles():
-        for entry in bundle.blocks:
-            yield entry.ref, entry.metadata.num_rows
+    try:
+        if shards is not None:
+            for row in dataset.iter_rows():
+                yield row["file"], row["rows"]
+            return
+        for bundle in dataset.iter_internal_ref_bundles():
+            for entry in bundle.blocks:
+                yield entry.ref, entry.metadata.num_rows
+    except RayError as error:
+        said = what_was_out_of_reach(error)
+        if said is None:
+            raise
+        raise OSError(errno.EIO, said) from error
 
 
 def read_block(block: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -103,7 +115,7 @@ def read_block(block: Any) -> tuple[np.ndarray, np.ndarray]:
     return block["pixels"].combine_chunks().to_numpy_ndarray(), block["readable"].to_numpy()
 
 
-def _decode_batch(batch: pa.Table, *, root: str, spec: dict[str, Any], shards: str | None) -> dict[str, Any]:
+def _decode_batch(batch: pa.Table, *, root: Root, spec: dict[str, Any], shards: str | None) -> dict[str, Any]:
     preprocess = PreprocessSpec.model_validate(spec)
     paths = batch["path"].to_pylist()
     shard = Path(shards) / f"{batch['row'][0].as_py():09d}-{len(paths):05d}.npy" if shards else None
@@ -111,9 +123,10 @@ def _decode_batch(batch: pa.Table, *, root: str, spec: dict[str, Any], shards: s
         return _shard_row(shard, len(paths))
     pixels = np.zeros((len(paths), 3, preprocess.height_px, preprocess.width_px), dtype=np.uint8)
     readable = np.ones(len(paths), dtype=bool)
-    for place, path in enumerate(paths):
+    for place, data in enumerate(read_pictures(root, paths)):
         try:
-            data = image.read_file(f"{root}/{path}")
+            if isinstance(data, BadImage):
+                raise data
             photo = image.decode(data, draft_px=preprocess.draft_px, max_pixels=preprocess.max_pixels)
             pixels[place] = to_pixels(photo, preprocess)
         except BadImage:  # it was fine when the catalog was made: it keeps its place, and weighs nothing

@@ -7,8 +7,9 @@ import pytest
 
 from classifier import image
 from classifier.errors import BadImage, ConfigError, OutputError, TooManyBytes
-from serving.bucket import RemoteStorage
+from cluster.bucket import Bucket
 from serving.storage import LocalStorage, claimed, open_storage
+from tests.conftest import S3
 from tests.serving.folders import job, picture
 
 
@@ -44,6 +45,19 @@ def test_a_bucket_is_predicted_like_a_folder(tiny_model: Path, tmp_path: Path, b
 
     assert job(tiny_model, f"{bucket}/in", f"{bucket}/out") == 3
     assert '"already_done": 4' in memory.cat_file("/bucket/out/summary.json").decode()
+
+
+def test_a_real_server_is_read_and_written(tiny_model: Path, s3: S3) -> None:
+    """S3, not only memory; what says where the server is stays out of the records, and nothing is done twice."""
+    for seed, name in enumerate(["a.jpg", "sub/a.jpg", "ü ö.webp"]):
+        picture(s3.folder / "suite" / "in" / name, seed)
+
+    assert job(tiny_model, s3.url("suite/in"), s3.url("suite/out"), "predict.format=json,csv") == 0
+    assert job(tiny_model, s3.url("suite/in"), s3.url("suite/out"), "predict.format=json,csv") == 0
+
+    out = s3.folder / "suite" / "out"
+    assert '"file": "s3://suite/in/sub/a.jpg"' in (out / "sub/a.jpg.json").read_text()
+    assert '"already_done": 3' in (out / "summary.json").read_text()
 
 
 def test_a_bucket_that_is_not_there_is_one_line(
@@ -97,7 +111,7 @@ def test_local_places_are_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     assert open_storage("in", key="x") == LocalStorage(str(tmp_path / "in"))
     assert open_storage(f"file://{tmp_path}/in", key="x") == LocalStorage(str(tmp_path / "in"))
-    assert isinstance(open_storage("memory://in", key="x"), RemoteStorage)
+    assert isinstance(open_storage("memory://in", key="x"), Bucket)
 
 
 def test_an_unknown_scheme_says_what_is_known() -> None:
