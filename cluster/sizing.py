@@ -80,6 +80,15 @@ def admission_cpus(cores: int, num_workers: Workers) -> int:
     return max(cores, asked + _DECODE_CPUS)
 
 
+def threads_here(planned: int, *, workers: int, cores: int) -> int:
+    """How many threads a worker computes with: never more than its share of the machine that it came to run on.
+
+    A cluster may announce more CPUs than its machines have cores; a thread without a core halts those that wait for it
+    (a third of the rate with 4 threads on 2 cores).
+    """
+    return max(1, min(planned, cores // workers))
+
+
 def plan_training(capacity: Capacity, *, num_workers: Workers, device: Device) -> Plan:
     """Size a training run.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from classifier.preprocess import PreprocessSpec
+from cluster.sizing import physical_cores, threads_here
 from training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -46,7 +47,6 @@ def train_loop(options: dict[str, Any]) -> None:
 
     job: Job = options["job"]
     attempt: str = options["attempt"]
-    torch.set_num_threads(job.threads)
     with _without_scipy_signal():
         import lightning.pytorch as lightning
     import ray
@@ -64,6 +64,7 @@ def train_loop(options: dict[str, Any]) -> None:
     spec = PreprocessSpec.model_validate(job.spec)
     context = train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(threads_here(job.threads, workers=context.get_local_world_size(), cores=physical_cores()))
     folder = RunFolder(job.folder)
     network = _network(job, config, spec, rank=rank)
 

@@ -17,6 +17,7 @@ from cluster.sizing import (
     admission_cpus,
     physical_cores,
     plan_training,
+    threads_here,
 )
 from tests.cluster.sizing_table import PAGE, page
 
@@ -193,3 +194,14 @@ def test_a_range_of_workers_on_gpus_starts_with_those_that_are_there() -> None:
     assert plan_training(capacity, num_workers=(2, 8), device="auto").num_workers == 4
     with pytest.raises(ClusterError, match="num_workers=6 does not fit"):
         plan_training(capacity, num_workers=(6, 8), device="gpu")
+
+
+@pytest.mark.parametrize(
+    ("planned", "workers", "cores", "threads"),
+    [(4, 1, 2, 2), (2, 1, 8, 2), (1, 4, 2, 1), (8, 2, 8, 4)],
+    ids=["more CPUs announced than there are", "as planned", "more workers than cores", "two came to one machine"],
+)
+def test_a_worker_never_computes_with_more_threads_than_its_share_of_the_cores(
+    planned: int, workers: int, cores: int, threads: int
+) -> None:
+    assert threads_here(planned, workers=workers, cores=cores) == threads
