@@ -18,6 +18,10 @@ _PAUSE_S = 2.0
 _LINE_CHARACTERS = 300
 # Failures of Ray's own controller (a placement that never comes, say); its default is to try again for ever.
 _CONTROLLER_FAILURES = 3
+# With a range of workers, Ray counts the places in a book that it brings up to date every 20 s. Just after a machine is
+# lost it still counts that one's, waits for them, and gives up: it is made to do so soon, and then counts anew.
+_RANGE_PLACED_WITHIN_S = 25
+_RANGE_FAILURES = 20
 
 
 class TrainingFailed(RuntimeError):
@@ -131,7 +135,7 @@ def _run_trial(_: dict[str, Any], *, experiment: Experiment) -> None:
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    from training.failures import FailureReport
+    from training.failures import FailureReport, GrowthReport
     from training.worker import OwnInterface, run_worker
 
     class Trainer(TorchTrainer):
@@ -143,6 +147,8 @@ def _run_trial(_: dict[str, Any], *, experiment: Experiment) -> None:
     # a worker that is stopped or cut off ends neither itself nor the others' waiting for it
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(limit_s)
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(limit_s)
+    if plan.elastic:
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_RANGE_PLACED_WITHIN_S)
     # Train's cleaner asks "is the controller alive?" of whatever Ray it finds on the machine, and without this may ask
     # another one, hear that there is no such controller, and take the workers' room away in the middle of a run.
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
@@ -164,12 +170,13 @@ def _run_trial(_: dict[str, Any], *, experiment: Experiment) -> None:
             name=job.attempt,
             storage_path=str(RunFolder(job.folder).ray),
             failure_config=ray.train.FailureConfig(
-                max_failures=experiment.max_failures, controller_failure_limit=_CONTROLLER_FAILURES
+                max_failures=experiment.max_failures,
+                controller_failure_limit=_RANGE_FAILURES if plan.elastic else _CONTROLLER_FAILURES,
             ),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=experiment.keep, checkpoint_score_attribute="score", checkpoint_score_order="max"
             ),
-            callbacks=[FailureReport(job.feed), TuneReportCallback(), OwnInterface()],
+            callbacks=[FailureReport(job.feed), GrowthReport(job.feed), TuneReportCallback(), OwnInterface()],
         ),
     ).fit()
 
