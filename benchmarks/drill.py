@@ -42,6 +42,10 @@ FILE = Path(__file__).resolve().parent / "results/drill.json"
 ORDER = "worker:10,node:3,drain:1,stopped:1,driver:3,controller:3,grow:1"
 EPOCHS = 6
 IN_ONE_RUN = 5
+_VIT = (
+    "{{model_type: vit, hidden_size: 48, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 96, "
+    "image_size: 32, patch_size: {}}}"
+)
 SETTINGS = (
     "ds=DIGITS",
     "category=drill",
@@ -54,15 +58,14 @@ SETTINGS = (
     f"trainer.max_epochs={EPOCHS}",
     f"trainer.max_failures={2 * IN_ONE_RUN}",
     "callbacks.early_stopping=null",
-    "model.config={model_type: vit, hidden_size: 48, num_hidden_layers: 2, num_attention_heads: 2, "
-    "intermediate_size: 96, image_size: 32, patch_size: 4}",
+    f"model.config={_VIT.format(4)}",
 )
 # Enough to do that a machine can join meanwhile: Ray hands out room every 20 s.
-SLOW = ("model.config.patch_size=2",)
+SLOW = (f"model.config={_VIT.format(2)}", "trainer.max_epochs=16")
 LOSS_TOLERANCE = 0.01  # test loss; one more or one less of 269 pictures right is 0.004 of accuracy
 ACCURACY_TOLERANCE = 0.012
 NOTICE_S = 3
-HANG_AFTER_S = 30
+HANG_AFTER_S = 20
 END_WITHIN_S = 240.0
 # Ray's two agents report to a dead head for about a minute before they end (tests/cluster/test_session.py).
 GONE_WITHIN_S = 90.0
@@ -95,9 +98,9 @@ class Drill:
     whole: dict[str, Any]  # the undisturbed run: epochs, accuracy, loss, training_s
     random: random.Random
 
-    def wait(self, run: Run, *, is_first: bool) -> None:
-        """Until the next fault: some epochs after training has begun or gone on, and a part of one."""
-        told = _epochs(run) + self.random.randint(0, EPOCHS - 2 if is_first else 1)
+    def wait(self, run: Run, *, epochs: int) -> None:
+        """Until the next fault: up to so many epochs after training has begun or gone on, and a part of one."""
+        told = _epochs(run) + self.random.randint(0, epochs)
         while _epochs(run) < told and not _is_over(run) and run.process.poll() is None:
             time.sleep(0.05)
         time.sleep(self.random.uniform(0.02, 1.0) * float(self.whole["training_s"]) / EPOCHS)
@@ -181,7 +184,7 @@ def _driver(drill: Drill, kind: str, count: int, rows: list[Row]) -> None:
                 if rows:
                     rows[-1].seconds = round(began - typed, 1)
                 if number < count:
-                    drill.wait(run, is_first=not rows)
+                    drill.wait(run, epochs=1 if rows else EPOCHS - 2)
                 if number == count or _is_over(run):
                     assert run.end(within_s=END_WITHIN_S) == 0, run.output
                 else:
@@ -242,18 +245,37 @@ def _grow(drill: Drill, kind: str, count: int, rows: list[Row]) -> None:
                 cluster.add_node(num_cpus=1, object_store_memory=2 * 10**8)
             return True
 
-        _disturb(drill, run, kind, 2, rows, strike)
+        _disturb(drill, run, kind, 2, rows, strike, first=1)
         numbers = [int(found[2]) for found in map(_STARTED.match, run.lines) if found]
         assert numbers == [1, 2, 1], f"the numbers of workers were {numbers}:\n{run.output}"
         _close(run, rows, whole, lambda: _left_on(cluster, ray))
 
 
-def _disturb(drill: Drill, run: Run, kind: str, count: int, rows: list[Row], strike: Callable[[Run], bool]) -> None:
-    """Let faults happen to a run, each once it trains again after the last, and wait for its end."""
+def _disturb(
+    drill: Drill,
+    run: Run,
+    kind: str,
+    count: int,
+    rows: list[Row],
+    strike: Callable[[Run], bool],
+    *,
+    first: int = EPOCHS - 2,
+) -> None:
+    """Let faults happen to a run, each once it trains again after the last, and wait for its end.
+
+    Args:
+        drill: what all faults share.
+        run: has just been started.
+        kind: of fault.
+        count: how many, at most.
+        rows: gets one for each that happened.
+        strike: makes it happen; returns whether there was something to strike.
+        first: the first one comes in one of the epochs up to this one.
+    """
     run.wait_for(r"^Training on")
     began = time.monotonic()
     while len(rows) < count:
-        drill.wait(run, is_first=not rows)
+        drill.wait(run, epochs=1 if rows else first)
         moment, seen, struck = _moment(run, began), len(run.lines), time.monotonic()
         if _is_over(run) or not strike(run):
             break
@@ -423,7 +445,7 @@ def _write(rows: list[dict[str, Any]], whole: dict[str, Any]) -> None:
 FAULTS: dict[str, Callable[[Drill, str, int, list[Row]], None]] = {
     "worker": _processes("ray::RayTrainWorker", signal.SIGKILL),
     "stopped": _processes(
-        "ray::RayTrainWorker", signal.SIGSTOP, "trainer.slow_after_s=10", f"trainer.hang_after_s={HANG_AFTER_S}"
+        "ray::RayTrainWorker", signal.SIGSTOP, "trainer.slow_after_s=8", f"trainer.hang_after_s={HANG_AFTER_S}"
     ),
     "controller": _processes("ray::TrainController", signal.SIGKILL),
     "driver": _driver,
