@@ -67,6 +67,8 @@ ACCURACY_TOLERANCE = 0.012
 NOTICE_S = 3
 HANG_AFTER_S = 20
 END_WITHIN_S = 240.0
+# Ray counts its machines every 20 s; one that is lost between two counts must not be waited for much longer.
+FORGOTTEN_WITHIN_S = 90.0
 # Ray's two agents report to a dead head for about a minute before they end (tests/cluster/test_session.py).
 GONE_WITHIN_S = 90.0
 # A machine that is gone is missed within 3 s instead of 15: the drill is about what follows.
@@ -248,6 +250,7 @@ def _grow(drill: Drill, kind: str, count: int, rows: list[Row]) -> None:
         _disturb(drill, run, kind, 2, rows, strike, first=1)
         numbers = [int(found[2]) for found in map(_STARTED.match, run.lines) if found]
         assert numbers == [1, 2, 1], f"the numbers of workers were {numbers}:\n{run.output}"
+        assert (rows[-1].seconds or 0) < FORGOTTEN_WITHIN_S, f"a lost machine was waited for:\n{run.output}"
         _close(run, rows, whole, lambda: _left_on(cluster, ray))
 
 
