@@ -61,7 +61,10 @@ SETTINGS = (
     f"model.config={_VIT.format(4)}",
 )
 # Enough to do that a machine can join meanwhile: Ray hands out room every 20 s.
-SLOW = (f"model.config={_VIT.format(2)}", "trainer.max_epochs=16")
+SLOW = (f"model.config={_VIT.format(2)}", "trainer.max_epochs=12", "model.lr=1e-3")
+# Sums over another number of workers are rounded otherwise, and training makes much of it: undisturbed, one worker and two
+# are 0.02 apart in train_loss after five epochs of the settings above.
+GROWN_TOLERANCE = 5.0  # times
 LOSS_TOLERANCE = 0.01  # test loss; one more or one less of 269 pictures right is 0.004 of accuracy
 ACCURACY_TOLERANCE = 0.012
 NOTICE_S = 3
@@ -251,7 +254,7 @@ def _grow(drill: Drill, kind: str, count: int, rows: list[Row]) -> None:
         numbers = [int(found[2]) for found in map(_STARTED.match, run.lines) if found]
         assert numbers == [1, 2, 1], f"the numbers of workers were {numbers}:\n{run.output}"
         assert (rows[-1].seconds or 0) < FORGOTTEN_WITHIN_S, f"a lost machine was waited for:\n{run.output}"
-        _close(run, rows, whole, lambda: _left_on(cluster, ray))
+        _close(run, rows, whole, lambda: _left_on(cluster, ray), tolerance=GROWN_TOLERANCE)
 
 
 def _disturb(
@@ -385,7 +388,9 @@ def _left_on(cluster: Any, ray: str) -> list[str]:
     return [*of_ours(cluster.address, _environment(ray)), *scratch_files(_scratch(ray))]
 
 
-def _close(run: Run, rows: list[Row], whole: dict[str, Any], find_left: Callable[[], list[str]]) -> None:
+def _close(
+    run: Run, rows: list[Row], whole: dict[str, Any], find_left: Callable[[], list[str]], *, tolerance: float = 1.0
+) -> None:
     """How the run ended, and what it left: processes, temporary files, what is hidden in the model folder."""
     deadline = time.monotonic() + 15
     while (left := find_left()) and time.monotonic() < deadline:
@@ -397,7 +402,7 @@ def _close(run: Run, rows: list[Row], whole: dict[str, Any], find_left: Callable
     for row in rows:
         row.epochs, row.accuracy, row.loss = metrics["epochs"], round(metrics["accuracy"], 4), round(metrics["loss"], 4)
         row.leftovers = len(left)
-        _judge(row, whole)
+        _judge(row, whole, tolerance)
 
 
 def _metrics(run: Run) -> dict[str, Any]:
@@ -405,12 +410,17 @@ def _metrics(run: Run) -> dict[str, Any]:
     return metrics
 
 
-def _judge(row: Row, whole: dict[str, Any]) -> None:
+def _judge(row: Row, whole: dict[str, Any], tolerance: float) -> None:
     assert row.accuracy is not None and row.loss is not None
     if row.epochs != whole["epochs"]:
         row.wrong = f"{row.epochs} epochs instead of {whole['epochs']}"
-    elif abs(row.loss - whole["loss"]) > LOSS_TOLERANCE or abs(row.accuracy - whole["accuracy"]) > ACCURACY_TOLERANCE:
-        row.wrong = "other metrics than the undisturbed run"
+    elif (
+        abs(row.loss - whole["loss"]) > tolerance * LOSS_TOLERANCE
+        or abs(row.accuracy - whole["accuracy"]) > tolerance * ACCURACY_TOLERANCE
+    ):
+        row.wrong = (
+            f"other metrics than the undisturbed run (accuracy {whole['accuracy']:.4f}, loss {whole['loss']:.4f})"
+        )
     elif row.epochs_lost > 1:
         row.wrong = "more than an epoch was lost"
     elif row.leftovers:
