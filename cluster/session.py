@@ -22,6 +22,9 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
     # A mis-sized run must fail, not be retried for ever.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    # Before workers are started anew, those that are left are asked to say goodbye to each other. One that hangs does not
+    # answer, and is killed in any case: Ray would wait for it for 30 s.
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
     # The dashboard's Train tab is empty without it.
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     # Paths on the command line mean the folder where it was typed.

@@ -80,7 +80,9 @@ class EpochReport(lightning.Callback):
     ) -> None:
         """The first batch is there: training begins."""
         if not self._has_begun and trainer.is_global_zero:
-            self._tell({"kind": "started", "world_size": trainer.world_size, "epoch": self.epoch})
+            # who was ended just after the last epoch's checkpoint could not tell of it any more
+            last = self._event() if self._history else None
+            self._tell({"kind": "started", "world_size": trainer.world_size, "epoch": self.epoch, "last": last})
         self._has_begun = True
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -98,7 +100,6 @@ class EpochReport(lightning.Callback):
         if self._stopper and self._stopper(_TRIAL, row):
             trainer.should_stop = True
         rule = self._rules.model_checkpoint
-        best = best_of(self._history, monitor=rule.monitor, mode=rule.mode)
         metrics = {**row, "score": score(row, monitor=rule.monitor, mode=rule.mode)}
         self._keep(lambda: self._save(trainer, metrics), what=f"checkpoint of epoch {row['epoch']}")
         if trainer.is_global_zero:
@@ -110,7 +111,13 @@ class EpochReport(lightning.Callback):
         self._report(metrics, self._scratch if trainer.is_global_zero else None)
         self._started_s = time.monotonic()
         if trainer.is_global_zero:
-            self._tell({"kind": "epoch", **row, "best_epoch": best["epoch"], "best": best[rule.monitor]})
+            self._tell(self._event())
+
+    def _event(self) -> dict[str, Any]:
+        """What is told of the latest epoch."""
+        rule = self._rules.model_checkpoint
+        best = best_of(self._history, monitor=rule.monitor, mode=rule.mode)
+        return {"kind": "epoch", **self._history[-1], "best_epoch": best["epoch"], "best": best[rule.monitor]}
 
     def _save(self, trainer: lightning.Trainer, metrics: dict[str, Any]) -> None:
         if trainer.is_global_zero:

@@ -18,6 +18,10 @@ _PAUSE_S = 2.0
 _LINE_CHARACTERS = 300
 # Failures of Ray's own controller (a placement that never comes, say); its default is to try again for ever.
 _CONTROLLER_FAILURES = 3
+# With a range of workers, Ray counts the places in a book that it brings up to date every 20 s. Just after a machine is
+# lost it still counts that one's, waits for them, and gives up: it is made to do so soon, and then counts anew.
+_RANGE_PLACED_WITHIN_S = 25
+_RANGE_FAILURES = 20
 
 
 class TrainingFailed(RuntimeError):
@@ -135,7 +139,7 @@ def _run_trial(_: dict[str, Any], *, experiment: Experiment) -> None:
     import ray.train
     from ray.train.torch import TorchConfig
 
-    from training.failures import FailureReport
+    from training.failures import FailureReport, GrowthReport
     from training.trainer import ReportToTune, Trainer
     from training.worker import OwnInterface, run_worker
 
@@ -143,6 +147,8 @@ def _run_trial(_: dict[str, Any], *, experiment: Experiment) -> None:
     # a worker that is stopped or cut off ends neither itself nor the others' waiting for it
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(limit_s)
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(limit_s)
+    if plan.elastic:
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_RANGE_PLACED_WITHIN_S)
     # not before: until the trial's process is up, there are not enough cores for both
     job.feed.start.remote()
     resources = {"CPU": plan.cpus_per_worker} | ({"GPU": 1} if plan.use_gpu else {})
@@ -160,12 +166,13 @@ def _run_trial(_: dict[str, Any], *, experiment: Experiment) -> None:
             name=job.attempt,
             storage_path=str(RunFolder(job.folder).ray),
             failure_config=ray.train.FailureConfig(
-                max_failures=experiment.max_failures, controller_failure_limit=_CONTROLLER_FAILURES
+                max_failures=experiment.max_failures,
+                controller_failure_limit=_RANGE_FAILURES if plan.elastic else _CONTROLLER_FAILURES,
             ),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=experiment.keep, checkpoint_score_attribute="score", checkpoint_score_order="max"
             ),
-            callbacks=[FailureReport(job.feed), ReportToTune(), OwnInterface()],
+            callbacks=[FailureReport(job.feed), GrowthReport(job.feed), ReportToTune(), OwnInterface()],
         ),
     ).fit()
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import ray
 from ray.train import UserCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback
 
 from classifier.errors import ClassifierError
 
@@ -106,6 +107,22 @@ class FailureReport(UserCallback):
                 except ray.exceptions.RayActorError as error:
                     dead[rank] = str(error)
         return dead
+
+
+class GrowthReport(ControllerCallback):
+    """Runs in Ray Train's controller: says that a run is about to take up more room, which ends the epoch under way."""
+
+    def __init__(self, feed: Any) -> None:
+        self._feed = feed
+        self._workers: int | None = None
+
+    def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
+        """Called before workers are started, the first time, after a failure, and when their number changes."""
+        workers: int = resize_decision.num_workers
+        if self._workers is not None and workers > self._workers:
+            text = f"There is room for {workers} workers now; starting anew with them from the last checkpoint."
+            ray.get(self._feed.post.remote({"kind": "note", "text": text}), timeout=30)
+        self._workers = workers
 
 
 def root(error: BaseException) -> BaseException:

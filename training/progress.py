@@ -40,7 +40,7 @@ class EpochProgress:
         self._over = threading.Event()
         self._seen = 0
         self._epoch_started: tuple[int, float, int] | None = None  # epoch, time, first step seen
-        self._epoch_s: float | None = None
+        self._told: int | None = None  # the last epoch that was told of
         self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
         self._live = Progress(
             TextColumn("{task.description}"),
@@ -92,6 +92,9 @@ class EpochProgress:
             case "started":
                 workers = f"{event['world_size']} worker{'s' if event['world_size'] > 1 else ''}"
                 again = self._workers > 0 or event["epoch"] > 0
+                last = event["last"]
+                if self._workers > 0 and last is not None and last["epoch"] != self._told:
+                    self._show_event(last)
                 say(
                     f"Training goes on with epoch {event['epoch']} on {workers}."
                     if again
@@ -106,7 +109,7 @@ class EpochProgress:
                 say(f"{event['text']}; {then} (failure {number}, trainer.max_failures={most}).")
             case "epoch":
                 self._drop_line()
-                self._epoch_s = event["seconds"]
+                self._told = event["epoch"]
                 left = (self._max_epochs - 1 - event["epoch"]) * event["seconds"]
                 is_best = " (best)" if event["best_epoch"] == event["epoch"] else ""
                 losses = f"train_loss {event['train_loss']:.4f}  val_loss {event['val_loss']:.4f}"

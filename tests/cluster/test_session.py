@@ -21,6 +21,8 @@ from cluster.address import find_cluster, use_token
 from cluster.session import address_from_environment
 from tests.cluster.deployment import ROOT
 from tests.cluster.two_nodes import TwoNodes, processes_of, two_nodes
+from tests.training.digits import write_few_digits
+from tests.training.faults import of_ours
 
 _JOIN = """
 import json, os
@@ -90,6 +92,31 @@ def test_a_jobs_own_environment_wins(cluster: TwoNodes) -> None:
         }
     )
     assert joined["seen"] == "7"
+
+
+def test_a_submitted_job_trains_on_both_nodes(cluster: TwoNodes, tmp_path: Path) -> None:
+    """`ray job submit` with the token, to a dashboard at a port of its own: the command's own lines come back."""
+    write_few_digits(tmp_path / "data/raw_data/DIGITS", classes=2, each=30)
+    folders = [f"paths.{key}={tmp_path / 'data' / key}" for key in ("raw_data", "metadata", "cache")]
+    settings = ["num_workers=2", "model=tiny", "augment=none", "trainer.max_epochs=1", "trainer.precision=32"]
+    command = ["python", "-m", "training.run", "ds=DIGITS", *settings, *folders, f"paths.models={tmp_path / 'models'}"]
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("ray")), "job", "submit", f"--address={cluster.dashboard}", "--", *command],
+        env={**inherited, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(cluster.token_file)},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Training on 2 workers." in done.stdout
+    (made,) = (tmp_path / "models/DIGITS/default").glob("*/*")
+    assert f"Your model has been saved in the {made} directory" in done.stdout
+    assert (made / "classifier.json").is_file()
+    assert of_ours(cluster.address, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(cluster.token_file)}) == []
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,8 @@ def two_nodes() -> Iterator[TwoNodes]:
             "RAY_AUTH_TOKEN_PATH": str(nodes.token_file),
             "RAY_SERVE_DEFAULT_HTTP_HOST": "127.0.0.1",
             "SERVE_API_KEY": None,
+            # as in the image: a job's `python` is the one that Ray runs on
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
         prepare = services["prepare"]["command"]
         _run_prepare([*prepare[1:3], str(nodes.token_file), str(nodes.folder)])

@@ -102,3 +102,16 @@ def test_help_explains_every_setting(capfd: pytest.CaptureFixture[str]) -> None:
     for key, default in (("model.lr", "0.0001"), ("callbacks.early_stopping.patience", "3"), ("num_workers", "auto")):
         assert re.search(rf"^  {re.escape(key)} +{default} +\w", output, re.MULTILINE), key
     assert "learning rate of AdamW" in output
+
+
+def test_a_job_that_brings_its_working_directory_must_not_keep_its_model_there(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ray job submit --working-dir .` runs in a copy that Ray removes, and the model with it."""
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"runtime_env": {"working_dir": "gcs://_ray_pkg_1.zip"}}')
+
+    line = _refused(TINY, folder, capfd)
+
+    assert line.startswith(
+        "Error: paths.models=models is in the copy of the working directory that Ray makes for a job"
+    )

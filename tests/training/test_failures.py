@@ -13,12 +13,14 @@ import pytest
 import ray
 import torch
 from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
+from rich.console import Console
 
 from classifier.errors import DatasetError, OutputError
 from training.checkpoint import CKPT, METRICS, find_candidates, move_checkpoint
 from training.failures import (
     CodeFailed,
     FailureReport,
+    GrowthReport,
     StorageFailed,
     SystemFailed,
     how_it_died,
@@ -26,6 +28,7 @@ from training.failures import (
     is_systems,
     patiently,
 )
+from training.progress import EpochProgress
 from training.run_folder import RunFolder
 from training.watch import Watch
 
@@ -133,6 +136,55 @@ def test_the_controller_ends_a_run_whose_code_failed_and_tells_of_other_failures
 
     assert feed.told == [{0: how_it_died("")}, {1: how_it_died("")}]
     assert str(pickle.loads(pickle.dumps(StorageFailed("no room")))) == "no room"
+
+
+def test_a_run_that_takes_up_more_room_says_so_before(ray_once: None) -> None:
+    """The epoch under way ends for it. A start, a start anew and fewer workers after a loss have lines of their own."""
+    told: list[str] = []
+    feed = SimpleNamespace(post=SimpleNamespace(remote=lambda event: ray.put(told.append(event["text"]))))
+    report = GrowthReport(feed)
+
+    for workers in (2, 3, 3, 1, 2):
+        report.before_controller_execute_resize_decision(SimpleNamespace(num_workers=workers))
+
+    said = "There is room for {} workers now; starting anew with them from the last checkpoint."
+    assert told == [said.format(3), said.format(2)]
+
+
+class _Said:
+    """Stands for the terminal."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.say, self.console, self.is_interactive = self.lines.append, Console(quiet=True), False
+
+
+def _epoch(number: int) -> dict[str, Any]:
+    numbers = dict.fromkeys(("train_loss", "val_loss", "val_acc", "best", "pictures_per_s", "seconds"), 0.5)
+    return {"kind": "epoch", "epoch": number, "best_epoch": number, **numbers}
+
+
+def test_an_epoch_whose_worker_died_before_it_could_tell_is_told_of_by_the_next() -> None:
+    """Its checkpoint counts: it is not trained again. With `resume=`, the epochs of the earlier command are not told again."""
+    said = _Said()
+    progress = EpochProgress(
+        cast(Any, said), None, pictures=10, max_epochs=9, monitor="val_acc", max_failures=2, slow_after_s=60
+    )
+    for event in (
+        {"kind": "started", "world_size": 2, "epoch": 4, "last": _epoch(3)},
+        _epoch(4),
+        {"kind": "started", "world_size": 2, "epoch": 5, "last": _epoch(4)},
+        {"kind": "started", "world_size": 1, "epoch": 6, "last": _epoch(5)},
+    ):
+        progress._show({"events": [event], "slowest": None, "place": None})
+
+    assert [line.partition("train_loss")[0].rstrip() for line in said.lines] == [
+        "Training goes on with epoch 4 on 2 workers.",
+        "Epoch   4",
+        "Training goes on with epoch 5 on 2 workers.",
+        "Epoch   5",
+        "Training goes on with epoch 6 on 1 worker.",
+    ]
 
 
 def test_a_write_that_succeeds_in_time_is_told_of_once() -> None:
