@@ -51,6 +51,21 @@ def test_blocks_hold_every_picture_in_order_and_say_which_could_not_be_read(pict
             assert np.array_equal(pixels[row], load_pixels((root / path).read_bytes(), spec))
 
 
+def test_a_block_in_the_object_store_is_opened_where_it_lies(pictures: tuple[Path, list[str]]) -> None:
+    """Every worker of a machine reads the same memory: a copy each would be all pixels once more for each of them."""
+    import ray
+
+    root, paths = pictures
+    spec = load_preprocess("tiny", size_px=32, max_pixels=image.MAX_PIXELS, config=TINY_CONFIG)
+    streamed = stream_blocks(paths, root=root, spec=spec, task_cpus=1, tasks=1, name="digits", shards=None)
+    block, _ = next(iter(streamed))
+
+    (first, _), (second, _) = read_block(ray.get(block)), read_block(ray.get(block))
+
+    assert np.shares_memory(first, second)
+    assert not first.flags.writeable
+
+
 def test_blocks_on_disk_are_the_same_and_a_second_run_decodes_nothing(
     pictures: tuple[Path, list[str]], tmp_path: Path
 ) -> None:
