@@ -43,6 +43,7 @@ def feed(tmp_path: Path, ray_once: None) -> Iterator[tuple[Any, list[Path]]]:
         root=tmp_path,
         splits={"train": [file.name for file in files]},
         spec=spec,
+        mean_bytes=1e3,
         decode_cpus=1,
         decode_tasks=2,
         shards=None,
