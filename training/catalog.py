@@ -18,29 +18,15 @@ import yaml
 
 from classifier.errors import DatasetError, OutputError
 from training.config import DataConfig
-from training.listing import Entry, find_dataset, list_dataset
+from training.inspection import ROW
+from training.listing import Entry
 from training.split import SPLITS, split_pictures
 
 CATALOG, INFO = "catalog.parquet", "data_info.yaml"
 _FEWEST_PICTURES = 3  # one for each split
 _SHOWN_NAMES = 5
 
-_SCHEMA = pa.schema(
-    {
-        "path": pa.string(),
-        "label": pa.string(),
-        "split": pa.string(),
-        "state": pa.string(),
-        "reason": pa.string(),
-        "group": pa.string(),
-        "sha256": pa.string(),
-        "width": pa.int32(),
-        "height": pa.int32(),
-        "mode": pa.string(),
-        "size_bytes": pa.int64(),
-        "modified_ns": pa.int64(),
-    }
-)
+_SCHEMA = pa.schema([*ROW, pa.field("split", pa.string()), pa.field("state", pa.string())])
 
 # (pictures to look at, their root) -> their rows; `inspection.inspect` does it on Ray.
 Inspect = Callable[[list[Entry], Path], pa.Table]
@@ -81,24 +67,24 @@ class Catalog:
 
 
 def prepare_catalog(
-    name: str, *, raw_data: Path, metadata: Path, config: DataConfig, seed: int, inspect: Inspect
+    name: str, *, root: Path, entries: list[Entry], metadata: Path, config: DataConfig, seed: int, inspect: Inspect
 ) -> Catalog:
     """Find a dataset's catalog, or make it; only files that are new or changed are opened.
 
     Args:
-        name: the dataset, a folder of `raw_data`.
-        raw_data: where datasets are.
+        name: the dataset.
+        root: its folder, as `find_dataset` gives it.
+        entries: the files there, as `list_dataset` met them.
         metadata: where catalogs are kept, `metadata/NAME/`.
         config: shares of the split, largest picture, largest share of bad ones.
         seed: of the split.
         inspect: opens pictures; takes those that must be looked at.
 
     Raises:
-        DatasetError: it is missing, has too few classes or pictures, or too many that cannot be read.
+        DatasetError: it has too few pictures, or too many that cannot be read.
         OutputError: the catalog cannot be written.
     """
-    root = find_dataset(name, raw_data=raw_data).resolve()
-    entries = list_dataset(root)
+    root = root.resolve()
     folder = metadata / name
     policy = {"max_pixels": config.max_pixels, "split": config.split.model_dump(), "seed": seed}
     known = _read(folder)

@@ -15,7 +15,8 @@ from training.listing import Entry
 # A reduced decode reads every byte of the file, so it finds whatever is broken, at a fraction of the time.
 _DRAFT_PX = 64
 _FEWEST_IN_TASK, _MOST_IN_TASK = 16, 512
-_ROW = pa.schema(
+# What is known of a file once it has been opened; the catalog adds what follows from all of them.
+ROW = pa.schema(
     {
         "path": pa.string(),
         "label": pa.string(),
@@ -69,7 +70,7 @@ def inspect(
     done: list[pa.Table] = []
     opened = 0
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        done.append(batch.cast(_ROW))
+        done.append(batch.cast(ROW))
         opened += batch.num_rows
         on_progress(opened, len(entries))
     return pa.concat_tables(done)
@@ -77,7 +78,7 @@ def inspect(
 
 def _inspect_batch(batch: pa.Table, *, root: str, max_pixels: int) -> pa.Table:
     rows = [row | _inspect_file(f"{root}/{row['path']}", max_pixels) for row in batch.to_pylist()]
-    return pa.Table.from_pylist(rows, schema=_ROW)
+    return pa.Table.from_pylist(rows, schema=ROW)
 
 
 def _inspect_file(path: str, max_pixels: int) -> dict[str, Any]:
