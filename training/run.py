@@ -91,9 +91,7 @@ def _train(config: "TrainConfig", terminal: Terminal) -> int:
         return _run(config, catalog, spec, plan, session, terminal)
 
 
-def _prepare(
-    config: "TrainConfig", root: Path, entries: "list[Entry]", plan: "Plan", terminal: Terminal
-) -> "Catalog":
+def _prepare(config: "TrainConfig", root: Path, entries: "list[Entry]", plan: "Plan", terminal: Terminal) -> "Catalog":
     from training.catalog import prepare_catalog
     from training.inspection import inspect
     from training.progress import counting

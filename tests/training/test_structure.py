@@ -195,6 +195,15 @@ def test_an_epoch_is_reported_once(fitted: tuple[_Watched, list[dict[str, Any]],
     assert [event["kind"] for event in events] == ["started", *["epoch"] * EPOCHS]
 
 
+def test_an_epoch_says_how_much_of_it_was_computing(
+    fitted: tuple[_Watched, list[dict[str, Any]], list[dict[str, Any]]],
+) -> None:
+    """The rest is what everything around the steps costs."""
+    _, reports, _ = fitted
+
+    assert all(0 < report["computing_s"] < report["seconds"] for report in reports)
+
+
 def test_no_step_waits_for_the_device(fitted: tuple[_Watched, list[dict[str, Any]], list[dict[str, Any]]]) -> None:
     """Loss, metrics, clipping and averaging stay on the device; a wait in each step would idle a GPU.
 
