@@ -150,6 +150,17 @@ def _ingest(arguments: argparse.Namespace, scratch: Path) -> Iterator[dict[str, 
 def _memory(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
     import psutil
 
+    from classifier.processor import load_preprocess
+    from training.settings import read_settings
+
+    config = read_settings(["ds=MANY", "model=tiny"])
+    load_preprocess(  # later runs remember its answer: else only the first one would import PyTorch for it
+        config.model.model_name,
+        size_px=config.model.size_px,
+        max_pixels=config.data.max_pixels,
+        config=config.model.config,
+        remember_in=scratch / "cache",
+    )
     peaks = {}
     for count in (1_000, 10_000, 100_000):
         data = scratch / str(count)
