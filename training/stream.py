@@ -138,7 +138,7 @@ def _decode_batch(batch: pa.Table, *, root: str, spec: dict[str, Any], shards: s
         try:
             data = image.read_file(f"{root}/{path}")
             photo = image.decode(data, draft_px=preprocess.draft_px, max_pixels=preprocess.max_pixels)
-            pixels[place] = to_pixels(photo, preprocess)
+            to_pixels(photo, preprocess, out=pixels[place])
         except BadImage:  # it was fine when the catalog was made: it keeps its place, and weighs nothing
             readable[place] = False
     if shard is None:
