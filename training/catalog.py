@@ -115,17 +115,22 @@ def write_info(file: Path, catalog: Catalog) -> None:
     file.write_text(yaml.safe_dump(catalog.info(), sort_keys=False))
 
 
-def _unchanged(table: pa.Table) -> dict[Entry, dict[str, Any]]:
+def _unchanged(table: pa.Table) -> dict[Entry, tuple[Any, ...]]:
     # a file that could not be opened may have been mended without a new date (permissions)
     return _by_entry(table.filter(pc.is_valid(table["sha256"])))
 
 
-def _by_entry(table: pa.Table) -> dict[Entry, dict[str, Any]]:
-    """What is known of each file's content, by what its listing says."""
-    return {
-        Entry(row["path"], row["label"], row["size_bytes"], row["modified_ns"], None): {key: row[key] for key in _FOUND}
-        for row in _rows(table)
-    }
+def _by_entry(table: pa.Table) -> dict[Entry, tuple[Any, ...]]:
+    """What is known of each file's content (`_FOUND`), by what its listing says."""
+    seen: dict[Any, Any] = {}  # labels and modes are met again and again, and kept once
+    found = {}
+    for row in _rows(table):
+        label = seen.setdefault(row["label"], row["label"])
+        entry = Entry(row["path"], label, row["size_bytes"], row["modified_ns"], None)
+        group = row["sha256"] if row["group"] == row["sha256"] else row["group"]
+        mode = seen.setdefault(row["mode"], row["mode"])
+        found[entry] = tuple((row | {"group": group, "mode": mode})[name] for name in _FOUND)
+    return found
 
 
 def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
@@ -134,13 +139,13 @@ def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-def _table(entries: list[Entry], rows: dict[Entry, dict[str, Any]]) -> pa.Table:
+def _table(entries: list[Entry], rows: dict[Entry, tuple[Any, ...]]) -> pa.Table:
     empty = dict.fromkeys(_SCHEMA.names)
     parts = [_SCHEMA.empty_table()]
     for start in range(0, len(entries), 1000):
         full = []
         for entry in entries[start : start + 1000]:
-            row = rows.get(entry, {}) if entry.reason is None else {}
+            row = dict(zip(_FOUND, rows[entry], strict=True)) if entry.reason is None else {}
             reason = entry.reason or row["reason"]
             own = {
                 "path": entry.path,
