@@ -20,7 +20,7 @@ def main() -> int:
     arguments = parser.parse_args()
     weights, photos = ["--weights", str(arguments.weights)], ["--photos", str(arguments.photos)]
     commands = {
-        "training": [*weights, *photos, "--pairs", "1"],
+        "training": [*weights, *photos, "--pairs", "1", "--count", "5000"],
         "serve": ["pairs=1", "seconds=2"],
         "folder": [*weights, *photos, "--rounds", "1", "--count", "1000"],
         "inference": [*weights, "--rounds", "3"],

@@ -16,18 +16,17 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report import row, write
+
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = Path(__file__).resolve().parent / "results"
 BATCH = 32
 CPU_BATCH = 8  # what one core is fastest with
 COUNT, SMALL_COUNT = 2000, 200
@@ -52,7 +51,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="folder-bench-") as name:
         scratch = Path(name)
         rows = _memory(scratch) if arguments.memory else _speed(arguments, scratch)
-    _write(rows)
+    write("folder", rows)
 
 
 def _speed(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
@@ -78,31 +77,27 @@ def _speed(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]
         shutil.rmtree(scratch / f"out{number}")
         print(f"round {number + 1}:", {name: round(times["steady"], 1) for name, times in found.items()}, flush=True)
         rounds.append(found)
+    many_once, many_whole = f"{count} photos, pictures/s once running", f"{count} photos, pictures/s, whole command"
+    few_whole = f"{SMALL_COUNT} photos, pictures/s, whole command"
+    limit, pipeline, loader = "cores x one core", "transformers.pipeline", "torch DataLoader"
     return [
-        _row(rounds, f"{count} photos, pictures/s once running", "steady", "ours", "limit", "cores x one core", 0.9),
-        _row(rounds, f"{count} photos, pictures/s once running", "steady", "ours", "pipeline", "transformers.pipeline", 2.5),
-        _row(rounds, f"{count} photos, pictures/s once running", "steady", "ours", "loader", "torch DataLoader", 1.0),
-        _row(rounds, f"{count} photos, pictures/s, whole command", "whole", "ours", "pipeline", "transformers.pipeline", 1.0),
-        _row(rounds, f"{count} photos, pictures/s, whole command", "whole", "ours", "loader", "torch DataLoader", 1.0),
-        _row(rounds, f"{count} photos, pictures/s once running, model.onnx", "steady", "onnx", "limit_onnx", "cores x one core", 0.75),
-        _row(rounds, f"{count} photos, pictures/s once running, model.onnx", "steady", "onnx", "pipeline", "transformers.pipeline", 2.5),
-        _row(rounds, f"{SMALL_COUNT} photos, pictures/s, whole command", "whole", "ours_few", "pipeline_few", "transformers.pipeline", 1.0),
-    ]  # fmt: skip
+        _row(rounds, many_once, "steady", ("ours", "limit"), limit, ">= 0.9"),
+        _row(rounds, many_once, "steady", ("ours", "pipeline"), pipeline, ">= 2.5"),
+        _row(rounds, many_once, "steady", ("ours", "loader"), loader, ">= 1.0"),
+        _row(rounds, many_whole, "whole", ("ours", "pipeline"), pipeline, ">= 1.0"),
+        _row(rounds, many_whole, "whole", ("ours", "loader"), loader, ">= 1.0"),
+        _row(rounds, f"{many_once}, model.onnx", "steady", ("onnx", "limit_onnx"), limit, ">= 0.75"),
+        _row(rounds, f"{many_once}, model.onnx", "steady", ("onnx", "pipeline"), pipeline, ">= 2.5"),
+        _row(rounds, few_whole, "whole", ("ours_few", "pipeline_few"), pipeline, ">= 1.0"),
+    ]
 
 
-def _row(rounds: list[dict[str, Any]], what: str, key: str, ours: str, peer: str, peer_name: str, bar: float) -> dict[str, Any]:  # fmt: skip
-    ratios = [found[ours][key] / found[peer][key] for found in rounds]
-    return {
-        "what": what,
-        "ours": round(statistics.median(found[ours][key] for found in rounds), 1),
-        "peer": round(statistics.median(found[peer][key] for found in rounds), 1),
-        "peer_name": peer_name,
-        "ratio_median": round(statistics.median(ratios), 3),
-        "ratio_min": round(min(ratios), 3),
-        "ratio_max": round(max(ratios), 3),
-        "pairs": len(ratios),
-        "bar": f">= {bar}",
-    }
+def _row(
+    rounds: list[dict[str, Any]], what: str, key: str, names: tuple[str, str], peer: str, bar: str
+) -> dict[str, Any]:
+    """One of the rates of two contenders, in every round."""
+    ours, theirs = names
+    return row(what, [(found[ours][key], found[theirs][key]) for found in rounds], peer=peer, bar=bar)
 
 
 def _job(model: Path, source: Path, target: Path, *settings: str) -> dict[str, float]:
@@ -219,20 +214,8 @@ def _memory(scratch: Path) -> list[dict[str, Any]]:
         peaks[count], seconds = _peak_mib(model, source, scratch / f"out{count}")
         print(f"{count:,} pictures: peak {peaks[count]:,.0f} MiB, {seconds:.0f} s", flush=True)
         shutil.rmtree(scratch / f"out{count}")
-    ratio = round(peaks[100_000] / peaks[10_000], 3)
-    return [
-        {
-            "what": "peak memory of all processes for 100,000 pictures, MiB",
-            "ours": round(peaks[100_000]),
-            "peer": round(peaks[10_000]),
-            "peer_name": "the same for 10,000 pictures",
-            "ratio_median": ratio,
-            "ratio_min": ratio,
-            "ratio_max": ratio,
-            "pairs": 1,
-            "bar": "<= 1.25",
-        }
-    ]
+    what = "peak memory of all processes for 100,000 pictures, MiB"
+    return [row(what, [(peaks[100_000], peaks[10_000])], peer="the same for 10,000 pictures", bar="<= 1.25")]
 
 
 def _peak_mib(model: Path, source: Path, target: Path) -> tuple[float, float]:
@@ -321,33 +304,6 @@ def _add_onnx(model: Path, photos: Path, folder: Path) -> Path:
     files = sorted(photos.rglob("*.jpg"))[:32]
     export_onnx(folder, np.stack([load_pixels(file.read_bytes(), spec) for file in files]))
     return folder
-
-
-def _write(rows: list[dict[str, Any]]) -> None:
-    """Merge rows into `results/folder.json`, by what they say, and print the table."""
-    from importlib.metadata import version
-
-    file = RESULTS / "folder.json"
-    kept = json.loads(file.read_text())["rows"] if file.is_file() else []
-    fresh = {(row["what"], row["peer_name"]) for row in rows}
-    rows = [row for row in kept if (row["what"], row["peer_name"]) not in fresh] + rows
-    machine = {"cores": len(os.sched_getaffinity(0)), "gpus": 0, "cpu": _cpu(), "load_1m": round(os.getloadavg()[0], 1)}
-    versions = {name: version(name) for name in ("ray", "torch", "transformers", "pillow")}
-    RESULTS.mkdir(exist_ok=True)
-    document = {"rows": rows, "machine": machine, "versions": versions, "date": datetime.now(UTC).date().isoformat()}
-    file.write_text(json.dumps(document, indent=2) + "\n")
-    for row in rows:
-        print(
-            f"{row['what']:<54} {row['ours']:>8,} vs {row['peer']:>8,} {row['peer_name']:<28} "
-            f"x{row['ratio_median']:.2f} ({row['ratio_min']:.2f} to {row['ratio_max']:.2f}, {row['pairs']}), bar {row['bar']}"
-        )
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return "unknown"
 
 
 if __name__ == "__main__":

@@ -11,21 +11,19 @@ after the other; ratios are those of a round.
 """
 
 import argparse
-import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-RESULTS = Path(__file__).resolve().parent / "results" / "inference.json"
+from benchmarks.report import row, write
+
 BATCHES = (1, 8, 32)
 SECONDS = 0.2  # that each contender runs in a round, at least
 START = (
@@ -48,8 +46,8 @@ def main() -> None:
             _write_model(weights, model)
             for threads in arguments.threads:
                 for batch in BATCHES:
-                    _write(_forward(weights, model, threads, batch, arguments.rounds))
-            _write([_start(weights.name, model, arguments.rounds)])
+                    write("inference", _forward(weights, model, threads, batch, arguments.rounds))
+            write("inference", [_start(weights.name, model, arguments.rounds)])
 
 
 def _write_model(weights: Path, model: Path) -> None:
@@ -97,7 +95,10 @@ def _forward(weights: Path, model: Path, threads: int, batch: int, rounds: int) 
     what = f"{weights.name}, {threads} thread{'s' * (threads > 1)}, batch {batch}, pictures/s"
     by_auto = Predictor.load(model, device="cpu").backend
     bars = {name: _bar(weights.name, name, by_auto) for name in ("torch", "onnx")}
-    return [_row(rates, f"{what}, {name}", name, "transformers", bar) for name, bar in bars.items()]
+    return [
+        row(f"{what}, {name}", [(rate[name], rate["transformers"]) for rate in rates], peer="transformers", bar=bar)
+        for name, bar in bars.items()
+    ]
 
 
 def _bar(model: str, backend: str, by_auto: str) -> str | None:
@@ -123,52 +124,12 @@ def _start(name: str, model: Path, rounds: int) -> dict[str, Any]:
         subprocess.run([sys.executable, "-c", START, str(model), backend], check=True, stderr=subprocess.DEVNULL)
         return time.perf_counter() - began
 
-    found = [{backend: seconds(backend) for backend in ("onnx", "torch")} for _ in range(rounds)]
-    return _row(found, f"{name}, seconds to the first answer of a new process, onnx", "onnx", "torch", "<= 0.33")
-
-
-def _row(found: list[dict[str, float]], what: str, ours: str, peer: str, bar: str | None) -> dict[str, Any]:
-    ratios = [values[ours] / values[peer] for values in found]
-    row = {
-        "what": what,
-        "ours": round(statistics.median(values[ours] for values in found), 2),
-        "peer": round(statistics.median(values[peer] for values in found), 2),
-        "peer_name": peer,
-        "ratio_median": round(statistics.median(ratios), 3),
-        "ratio_min": round(min(ratios), 3),
-        "ratio_max": round(max(ratios), 3),
-        "pairs": len(ratios),
-        "bar": bar,
-    }
-    spread = f"({row['ratio_min']:.2f} to {row['ratio_max']:.2f}, {row['pairs']} pairs)"
-    print(
-        f"{what:<80} {row['ours']:>8} vs {row['peer']:>8} {peer:<12} x{row['ratio_median']:.2f} {spread}  bar {bar}",
-        flush=True,
-    )
-    return row
+    pairs = [(seconds("onnx"), seconds("torch")) for _ in range(rounds)]
+    return row(f"{name}, seconds to the first answer of a new process, onnx", pairs, peer="torch", bar="<= 0.33")
 
 
 def _pixels(batch: int, height_px: int, width_px: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (batch, 3, height_px, width_px), dtype=np.uint8)
-
-
-def _write(rows: list[dict[str, Any]]) -> None:
-    """Rows replace those of the same name in the results; others, of other models or threads, stay."""
-    from importlib.metadata import version
-
-    kept = json.loads(RESULTS.read_text())["rows"] if RESULTS.is_file() else []
-    rows = [row for row in kept if row["what"] not in {fresh["what"] for fresh in rows}] + rows
-    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    machine = {
-        "cpu": cpu[0].partition(":")[2].strip() if cpu else "unknown",
-        "cores": len(os.sched_getaffinity(0)),
-        "gpus": 0,
-        "load_1m": round(os.getloadavg()[0], 1),
-    }
-    versions = {name: version(name) for name in ("torch", "transformers", "onnxruntime", "numpy")}
-    document = {"rows": rows, "machine": machine, "versions": versions, "date": datetime.now(UTC).date().isoformat()}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(document, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ Parts, each with its rows in `results/training.json`; without names all of them 
     job       whole commands of 1 and 3 epochs, beside the same script; job10 and job30 are longer ones
     step      pictures/s of whole epochs, beside bare PyTorch loops over tensors in memory
     workers   2 workers with one thread each beside 1 worker with two
-    ingest    files to decoded pixels in a training process, beside a DataLoader; and reading them again
-    epoch     what an epoch takes beyond its computing
+    ingest    files to decoded pixels in a training process, beside a DataLoader, both in steady state: between the 10th
+              and the 90th of 100 parts of the pictures; and reading them again
+    epoch     what an epoch takes beyond its computing, by the worker's own clock
     memory    peak memory for 1,000, 10,000 and 100,000 pictures
 
 Every pair is measured one after the other, in processes of its own.
@@ -20,6 +21,7 @@ import functools
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,8 +35,10 @@ from benchmarks.report import row, write
 ROOT = Path(__file__).resolve().parents[1]
 BATCH, FEW = 16, 240
 SCRIPT = "plain Lightning script"
-FORCED_TO_DISK = ("512x384 JPEG",)
+FORCED_TO_DISK, ON_DISK = "512x384 JPEG", 4_000
+STEADY = 0.1, 0.9  # between which shares of an epoch's pictures its rate is taken: start and end are not in it
 STEP_BARS = {"mobilenet-v2": ">= 1.5", "vit": ">= 1.0"}
+EPOCHS = 12
 SHORT = ("augment=none", "callbacks.early_stopping=null", f"data.batch_size={BATCH}", "trainer.device=cpu")
 
 
@@ -44,7 +48,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="a Hugging Face image classifier's folder")
     parser.add_argument("--photos", type=Path, required=True, help="class folders of photos")
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--count", type=int, default=4000, help="pictures of the ingest benchmark")
+    parser.add_argument("--count", type=int, default=20_000, help="pictures of the ingest benchmark")
     parser.add_argument("--inner", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.inner:
@@ -109,42 +113,54 @@ def _workers(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any
 
 
 def _epoch(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
-    """A network and pictures so small that computing is next to nothing: what is left is an upper bound."""
-    pairs = []
+    """Whole epochs, less what the worker itself took in their steps and validation batches."""
+    pairs, pictures = [], len(_photos(arguments.photos))
     for _ in range(arguments.pairs):
-        history = _train(arguments, scratch, "model=tiny", "model.size_px=16", epochs=8)["history"]
-        seconds = sorted(float(epoch["seconds"]) for epoch in history[1:])
-        pairs.append((seconds[len(seconds) // 2], 0.3))
-    what = f"seconds of a whole epoch of {len(_photos(arguments.photos))} pictures of 16 px, a tiny network"
+        history = _train(arguments, scratch, "model=tiny", "model.size_px=16", epochs=EPOCHS)["history"]
+        around_s = statistics.median(float(epoch["seconds"]) - float(epoch["computing_s"]) for epoch in history[1:])
+        pairs.append((around_s, 0.3))
+    what = f"seconds of an epoch of {pictures} pictures that are not forward, backward, optimizer"
     return [row(what, pairs, peer="allowed", bar="<= 1.0")]
 
 
 def _ingest(arguments: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]:
     for name, count, make in (
         ("512x384 JPEG", arguments.count, functools.partial(_repeated, arguments.photos)),
-        ("12 MP JPEG", max(80, arguments.count // 40), functools.partial(_drawn, size=(4000, 3000), suffix="jpg")),
+        ("12 MP JPEG", max(80, arguments.count // 25), functools.partial(_drawn, size=(4000, 3000), suffix="jpg")),
         ("16 px PNG", arguments.count, functools.partial(_drawn, size=(16, 16), suffix="png")),
     ):
         folder = scratch / name.replace(" ", "-")
         make(folder, count)
-        found = []
-        for _ in range(arguments.pairs):
-            ours = _inner("stream", arguments, folder)
-            on_disk = _inner("stream_disk", arguments, folder) if name in FORCED_TO_DISK else None
-            found.append((ours, on_disk, _inner("loader", arguments, folder)))
-        first = [(ours["first_per_s"], theirs["per_s"]) for ours, _, theirs in found]
-        again = [(ours["again_per_s"], ours["first_per_s"]) for ours, _, _ in found]
-        disk = [(on_disk["again_per_s"], on_disk["first_per_s"]) for _, on_disk, _ in found if on_disk]
-        yield row(f"{count} x {name}: pictures/s decoded", first, peer="DataLoader, a worker a core", bar=">= 0.95")
-        yield row(f"{count} x {name}: pictures/s read again from memory", again, peer="the first time", bar=">= 10")
-        if disk:
-            yield row(f"{count} x {name}: pictures/s read again from disk", disk, peer="the first time", bar=">= 4")
+        found = [
+            (_inner("stream", arguments, folder), _inner("loader", arguments, folder)) for _ in range(arguments.pairs)
+        ]
+        first = [(ours["first_per_s"], theirs["per_s"]) for ours, theirs in found]
+        again = [(ours["again_per_s"], ours["first_per_s"]) for ours, _ in found]
+        what = f"{count:,} x {name}: pictures/s"
+        yield row(f"{what} decoded, in steady state", first, peer="DataLoader, a worker a core", bar=">= 0.95")
+        yield row(f"{what} read again from memory", again, peer="the first time", bar=">= 10")
+        if name == FORCED_TO_DISK:
+            disk = [_inner("stream_disk", arguments, folder) for _ in range(arguments.pairs)]
+            pairs = [(each["again_per_s"], each["first_per_s"]) for each in disk]
+            what = f"{min(count, ON_DISK):,} x {name}: pictures/s"
+            yield row(f"{what} read again from disk", pairs, peer="the first time", bar=">= 4")
         shutil.rmtree(folder)
 
 
 def _memory(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
     import psutil
 
+    from classifier.processor import load_preprocess
+    from training.settings import read_settings
+
+    config = read_settings(["ds=MANY", "model=tiny"])
+    load_preprocess(  # later runs remember its answer: else only the first one would import PyTorch for it
+        config.model.model_name,
+        size_px=config.model.size_px,
+        max_pixels=config.data.max_pixels,
+        config=config.model.config,
+        remember_in=scratch / "cache",
+    )
     peaks = {}
     for count in (1_000, 10_000, 100_000):
         data = scratch / str(count)
@@ -256,8 +272,6 @@ def _loop(arguments: argparse.Namespace, *, best: bool) -> dict[str, float]:
     ).train()
     side_px = network.config.image_size
     pixels, labels = torch.rand(8 * BATCH, 3, side_px, side_px), torch.randint(0, 5, (8 * BATCH,))
-    cpu = torch.cpu.get_capabilities()
-    bf16 = best and bool(cpu.get("amx_bf16") or cpu.get("avx512_bf16"))
     if best:
         network = network.to(memory_format=torch.channels_last)
         pixels = pixels.contiguous(memory_format=torch.channels_last)
@@ -265,7 +279,7 @@ def _loop(arguments: argparse.Namespace, *, best: bool) -> dict[str, float]:
     seconds, trained, began = 6.0, 0, 0.0
     while not began or time.perf_counter() - began < seconds:
         for place in range(0, len(pixels), BATCH):
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            with _as_trained() if best else contextlib.nullcontext():
                 logits = network(pixel_values=pixels[place : place + BATCH]).logits
             functional.cross_entropy(logits.float(), labels[place : place + BATCH]).backward()
             optimizer.step()
@@ -274,6 +288,14 @@ def _loop(arguments: argparse.Namespace, *, best: bool) -> dict[str, float]:
         if not began:  # the first round is to warm up
             began, trained = time.perf_counter(), 0
     return {"pictures_per_s": trained / (time.perf_counter() - began)}
+
+
+def _as_trained() -> Any:
+    """The precision that `trainer.precision=auto` takes on a CPU."""
+    import torch
+
+    cpu = torch.cpu.get_capabilities()
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=bool(cpu.get("amx_bf16") or cpu.get("avx512_bf16")))
 
 
 def _stream(arguments: argparse.Namespace, *, on_disk: bool) -> dict[str, float]:
@@ -286,9 +308,11 @@ def _stream(arguments: argparse.Namespace, *, on_disk: bool) -> dict[str, float]
     from cluster.sizing import admission_cpus, physical_cores, plan_training
     from training.batches import Pixels
     from training.feed import Feed, FeedPlan
+    from training.stream import TASKS_A_CORE, decode_tasks
 
     spec = load_preprocess(str(arguments.weights), size_px=None, max_pixels=10**8)
-    paths = sorted(str(file.relative_to(arguments.photos)) for file in _photos(arguments.photos))
+    files = _shuffled(arguments.photos)[: ON_DISK if on_disk else None]
+    size_bytes = sum(file.stat().st_size for file in files)
     with (
         ray_session(address=None, admission_cpus=admission_cpus(physical_cores(), 1)) as session,
         tempfile.TemporaryDirectory(prefix="shards-") as shards,
@@ -297,27 +321,24 @@ def _stream(arguments: argparse.Namespace, *, on_disk: bool) -> dict[str, float]
         feed = ray.remote(num_cpus=0)(Feed).remote(
             FeedPlan(
                 root=arguments.photos.absolute(),
-                splits={"train": paths},
+                splits={"train": [str(file.relative_to(arguments.photos)) for file in files]},
                 spec=spec,
-                decode_cpus=plan.decode_cpus,
-                decode_tasks=plan.decode_tasks,
+                mean_bytes=size_bytes / len(files),
+                decode_cpus=plan.decode_cpus / TASKS_A_CORE,
+                decode_tasks=decode_tasks(cores=plan.decode_tasks, pictures=len(files), size_bytes=size_bytes),
                 shards={"train": Path(shards)} if on_disk else None,
                 name="bench",
             )
         )
         feed.start.remote()
         pixels = Pixels(feed, "train")
-        warm = len(paths) // 4  # processes have started, both cores decode
-        pixels.rows(np.arange(warm))
+        batches = np.array_split(np.arange(len(files)), len(files) // BATCH)
+        first_per_s = _steady(len(pixels.rows(batch)[0]) for batch in batches)
+        order = np.random.default_rng(0).permutation(len(files))
         began = time.perf_counter()
-        for place in range(warm, len(paths), BATCH):
-            pixels.rows(np.arange(place, min(place + BATCH, len(paths))))
-        first_per_s = (len(paths) - warm) / (time.perf_counter() - began)
-        order = np.random.default_rng(0).permutation(len(paths))
-        began = time.perf_counter()
-        for place in range(0, len(paths), BATCH):
-            pixels.rows(order[place : place + BATCH])
-        return {"first_per_s": first_per_s, "again_per_s": len(paths) / (time.perf_counter() - began)}
+        for batch in batches:
+            pixels.rows(order[batch])
+        return {"first_per_s": first_per_s, "again_per_s": len(files) / (time.perf_counter() - began)}
 
 
 def _loader(arguments: argparse.Namespace) -> dict[str, float]:
@@ -329,7 +350,7 @@ def _loader(arguments: argparse.Namespace) -> dict[str, float]:
     from classifier.processor import load_preprocess
 
     spec = load_preprocess(str(arguments.weights), size_px=None, max_pixels=10**8)
-    files = _photos(arguments.photos)
+    files = _shuffled(arguments.photos)
 
     class Files(Dataset[Any]):
         def __len__(self) -> int:
@@ -338,13 +359,30 @@ def _loader(arguments: argparse.Namespace) -> dict[str, float]:
         def __getitem__(self, place: int) -> Any:
             return torch.from_numpy(load_pixels(files[place].read_bytes(), spec))
 
-    batches = iter(DataLoader(Files(), batch_size=BATCH, num_workers=len(os.sched_getaffinity(0))))
-    warm = len(files) // 4 // BATCH * BATCH
-    for _ in range(warm // BATCH):
-        next(batches)
-    began = time.perf_counter()
-    done = sum(len(batch) for batch in batches)
-    return {"per_s": done / (time.perf_counter() - began)}
+    batches = DataLoader(Files(), batch_size=BATCH, num_workers=len(os.sched_getaffinity(0)))
+    return {"per_s": _steady(len(batch) for batch in batches)}
+
+
+def _steady(counts: Iterable[int]) -> float:
+    """Pictures/s from batches as they arrive: the slope of a line through those in the middle.
+
+    A line, because some arrive in blocks of hundreds: between two batches much or nothing may have happened.
+    """
+    import numpy as np
+
+    arrived = np.array([(count, time.perf_counter()) for count in counts])
+    done, at_s = arrived[:, 0].cumsum(), arrived[:, 1]
+    middle = (done >= STEADY[0] * done[-1]) & (done <= STEADY[1] * done[-1])
+    return float(np.polyfit(at_s[middle] - at_s[0], done[middle], 1)[0])
+
+
+def _shuffled(folder: Path) -> list[Path]:
+    """Its files, as training takes them: large and small ones, and those of every class, in any order."""
+    import random
+
+    files = _photos(folder)
+    random.Random(0).shuffle(files)
+    return files
 
 
 def _photos(folder: Path) -> list[Path]:

@@ -17,6 +17,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", 
 # Just under the 89 megapixels from which Pillow itself warns of a decompression bomb.
 MAX_PIXELS = 89_000_000
 MAX_BYTES = 256 * 1024 * 1024
+_CHUNK_BYTES = 64 * 1024
 
 _ORIENTATION = 0x0112  # EXIF tag
 _UPRIGHT = {  # EXIF 2.32, table 6: what undoes each orientation
@@ -64,8 +65,7 @@ def read_file(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> by
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise NotAFile("a folder, not a file" if stat.S_ISDIR(status.st_mode) else "not a regular file")
-        with open(descriptor, "rb", closefd=False) as file:
-            data = file.read(max_bytes + 1)  # a file may grow while it is read, and those of /proc state 0 bytes
+        data = _read_all(descriptor, status.st_size, max_bytes)
     except OSError as error:
         raise BadImage(f"cannot be read: {error.strerror}") from error
     finally:
@@ -73,6 +73,20 @@ def read_file(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> by
     if len(data) > max_bytes:
         raise TooManyBytes(f"{max(status.st_size, len(data)):,} bytes; at most {max_bytes:,} are read")
     return data
+
+
+def _read_all(descriptor: int, stated_bytes: int, max_bytes: int) -> bytes:
+    """Read a file to its end, or one byte beyond `max_bytes`: it may grow meanwhile, and those of /proc state 0 bytes.
+
+    No more is asked for than the file states: Python takes memory for all that is asked for before it reads, and to
+    take and give back 256 MiB costs a process with Ray's threads as long as to decode a small picture.
+    """
+    parts = [os.read(descriptor, min(stated_bytes, max_bytes) + 1)]
+    left = max_bytes + 1 - len(parts[0])
+    while left > 0 and (more := os.read(descriptor, min(_CHUNK_BYTES, left))):
+        parts.append(more)
+        left -= len(more)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Header:

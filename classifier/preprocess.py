@@ -114,7 +114,7 @@ def load_pixels(data: bytes, spec: PreprocessSpec) -> np.ndarray:
     return to_pixels(images.decode(data, draft_px=spec.draft_px, max_pixels=spec.max_pixels), spec)
 
 
-def to_pixels(photo: Image.Image, spec: PreprocessSpec) -> np.ndarray:
+def to_pixels(photo: Image.Image, spec: PreprocessSpec, *, out: np.ndarray | None = None) -> np.ndarray:
     """Resize a photo to the network's input and return its pixels.
 
     The only path from photo to network: training, serving and the folder job call it.
@@ -122,6 +122,7 @@ def to_pixels(photo: Image.Image, spec: PreprocessSpec) -> np.ndarray:
     Args:
         photo: upright RGB image of any size, as `image.decode` returns it.
         spec: the model's geometry.
+        out: where the pixels go, uint8 [3, height_px, width_px]; None: into an array of their own.
 
     Returns:
         uint8 [3, height_px, width_px], RGB, 0..255, contiguous. Not normalised: `Network` does that.
@@ -132,9 +133,14 @@ def to_pixels(photo: Image.Image, spec: PreprocessSpec) -> np.ndarray:
     Source: the model's own Hugging Face image processor, Pillow form (transformers 5.23).
     """
     if spec.engine == "pillow":
-        return _by_pillow(photo, spec)
-    _check_elongation(photo.size, 2 * max(spec.height_px, spec.width_px))
-    return _by_processor(_processor(json.dumps(spec.processor, sort_keys=True)), photo)
+        pixels = _by_pillow(photo, spec)
+    else:
+        _check_elongation(photo.size, 2 * max(spec.height_px, spec.width_px))
+        pixels = _by_processor(_processor(json.dumps(spec.processor, sort_keys=True)), photo)
+    if out is None:
+        return np.ascontiguousarray(pixels)
+    out[...] = pixels
+    return out
 
 
 def _by_pillow(photo: Image.Image, spec: PreprocessSpec) -> np.ndarray:
@@ -143,7 +149,7 @@ def _by_pillow(photo: Image.Image, spec: PreprocessSpec) -> np.ndarray:
         photo = photo.resize((width_px, height_px), resample=Image.Resampling(spec.resample))
     if spec.crop is not None:
         photo = _centre_crop(photo, spec.crop)
-    return np.ascontiguousarray(np.asarray(photo).transpose(2, 0, 1))
+    return np.asarray(photo).transpose(2, 0, 1)
 
 
 def _resized_size(size_px: tuple[int, int], resize: tuple[int, int] | int) -> tuple[int, int]:

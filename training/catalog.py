@@ -20,7 +20,8 @@ import yaml
 from classifier.errors import DatasetError, OutputError
 from cluster.bucket import Bucket, open_place
 from training.config import DataConfig
-from training.listing import Entry, find_dataset, list_dataset
+from training.inspection import ROW
+from training.listing import Entry
 from training.root import Root, folders
 from training.split import SPLITS, split_pictures
 
@@ -28,22 +29,9 @@ CATALOG, INFO = "catalog.parquet", "data_info.yaml"
 _FEWEST_PICTURES = 3  # one for each split
 _SHOWN_NAMES = 5
 
-_SCHEMA = pa.schema(
-    {
-        "path": pa.string(),
-        "label": pa.string(),
-        "split": pa.string(),
-        "state": pa.string(),
-        "reason": pa.string(),
-        "group": pa.string(),
-        "sha256": pa.string(),
-        "width": pa.int32(),
-        "height": pa.int32(),
-        "mode": pa.string(),
-        "size_bytes": pa.int64(),
-        "modified_ns": pa.int64(),
-    }
-)
+_SCHEMA = pa.schema([*ROW, pa.field("split", pa.string()), pa.field("state", pa.string())])
+
+_FOUND = tuple(name for name in ROW.names if name not in ("path", "label", "size_bytes", "modified_ns"))
 
 # (pictures to look at, their root) -> their rows; `inspection.inspect` does it on Ray.
 Inspect = Callable[[list[Entry], Root], pa.Table]
@@ -67,9 +55,8 @@ class Catalog:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Split -> class -> pictures, `set_aside` -> reason -> files."""
-        rows = self.table.select(["split", "label", "reason"]).to_pylist()
-        counts = {split: Counter(row["label"] for row in rows if row["split"] == split) for split in SPLITS}
-        counts["set_aside"] = Counter(row["reason"] for row in rows if row["reason"])
+        counts = {split: Counter(self.pictures(split)["label"].to_pylist()) for split in SPLITS}
+        counts["set_aside"] = Counter(reason for reason in self.table["reason"].to_pylist() if reason)
         return {key: dict(sorted(counter.items())) for key, counter in counts.items()}
 
     def info(self) -> dict[str, Any]:
@@ -84,26 +71,32 @@ class Catalog:
 
 
 def prepare_catalog(
-    name: str, *, raw_data: str | Path, metadata: str | Path, config: DataConfig, seed: int, inspect: Inspect
+    name: str,
+    *,
+    root: Root,
+    entries: list[Entry],
+    metadata: str | Path,
+    config: DataConfig,
+    seed: int,
+    inspect: Inspect,
 ) -> Catalog:
     """Find a dataset's catalog, or make it; only files that are new or changed are opened.
 
     Args:
-        name: the dataset, a folder of `raw_data`.
-        raw_data: where datasets are, a folder or URL.
-        metadata: where catalogs are kept, `metadata/NAME/`; the same.
+        name: the dataset.
+        root: its folder or bucket, as `find_dataset` gives it.
+        entries: the files there, as `list_dataset` met them.
+        metadata: where catalogs are kept, `metadata/NAME/`; a folder or URL.
         config: shares of the split, largest picture, largest share of bad ones.
         seed: of the split.
         inspect: opens pictures; takes those that must be looked at.
 
     Raises:
-        DatasetError: it is missing, has too few classes or pictures, or too many that cannot be read.
+        DatasetError: it has too few pictures, or too many that cannot be read.
         OutputError: the catalog cannot be written.
     """
-    root = find_dataset(name, raw_data=raw_data)
     if isinstance(root, Path):
         root = root.resolve()
-    entries = list_dataset(root)
     kept = open_place(metadata, key="paths.metadata")
     folder = kept.below(name) if isinstance(kept, Bucket) else kept / name
     policy = {"max_pixels": config.max_pixels, "split": config.split.model_dump(), "seed": seed}
@@ -117,9 +110,10 @@ def prepare_catalog(
     else:
         rows = {}
     fresh = [entry for entry in entries if entry.reason is None and entry not in rows]
-    inspected = inspect(fresh, root).to_pylist() if fresh else []
-    rows |= {(Entry(row["path"], row["label"], row["size_bytes"], row["modified_ns"], None)): row for row in inspected}
+    if fresh:
+        rows |= _by_entry(inspect(fresh, root))
     table = _table(entries, rows)
+    del rows  # the largest of what a dataset of many pictures takes here
     _check(name, root, table, max_bad_share=config.max_bad_share)
     table = _with_splits(table, config=config, seed=seed)
     catalog = _catalog(name, root, table, seed=seed, reused=False)
@@ -133,41 +127,68 @@ def write_info(file: Path, catalog: Catalog) -> None:
     file.write_text(yaml.safe_dump(catalog.info(), sort_keys=False))
 
 
-def _unchanged(table: pa.Table) -> dict[Entry, dict[str, Any]]:
-    return {
-        Entry(row["path"], row["label"], row["size_bytes"], row["modified_ns"], None): row
-        for row in table.to_pylist()
-        # a file that could not be opened may have been mended without a new date (permissions)
-        if row["sha256"] is not None
-    }
+def _unchanged(table: pa.Table) -> dict[Entry, tuple[Any, ...]]:
+    # a file that could not be opened may have been mended without a new date (permissions)
+    return _by_entry(table.filter(pc.is_valid(table["sha256"])))
 
 
-def _table(entries: list[Entry], rows: dict[Entry, dict[str, Any]]) -> pa.Table:
+def _by_entry(table: pa.Table) -> dict[Entry, tuple[Any, ...]]:
+    """What is known of each file's content (`_FOUND`), by what its listing says."""
+    seen: dict[Any, Any] = {}  # labels and modes are met again and again, and kept once
+    found = {}
+    for row in _rows(table):
+        label = seen.setdefault(row["label"], row["label"])
+        entry = Entry(row["path"], label, row["size_bytes"], row["modified_ns"], None)
+        group = row["sha256"] if row["group"] == row["sha256"] else row["group"]
+        mode = seen.setdefault(row["mode"], row["mode"])
+        found[entry] = tuple((row | {"group": group, "mode": mode})[name] for name in _FOUND)
+    return found
+
+
+def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """Its rows, a thousand at a time: as Python's objects they take ten times their room."""
+    for batch in table.to_batches(max_chunksize=1000):
+        yield from batch.to_pylist()
+
+
+def _table(entries: list[Entry], rows: dict[Entry, tuple[Any, ...]]) -> pa.Table:
     empty = dict.fromkeys(_SCHEMA.names)
-    full = []
-    for entry in entries:
-        row = rows.get(entry, empty) if entry.reason is None else empty
-        reason = entry.reason or row["reason"]
-        own = {"path": entry.path, "label": entry.label, "reason": reason, "state": "set_aside" if reason else "used"}
-        full.append(row | own | {"size_bytes": entry.size_bytes, "modified_ns": entry.modified_ns, "split": None})
-    return pa.Table.from_pylist(full, schema=_SCHEMA)
+    parts = [_SCHEMA.empty_table()]
+    for start in range(0, len(entries), 1000):
+        full = []
+        for entry in entries[start : start + 1000]:
+            row = dict(zip(_FOUND, rows[entry], strict=True)) if entry.reason is None else {}
+            reason = entry.reason or row["reason"]
+            own = {
+                "path": entry.path,
+                "label": entry.label,
+                "reason": reason,
+                "state": "set_aside" if reason else "used",
+            }
+            full.append(empty | row | own | {"size_bytes": entry.size_bytes, "modified_ns": entry.modified_ns})
+        parts.append(pa.Table.from_pylist(full, schema=_SCHEMA))
+    return pa.concat_tables(parts).combine_chunks()
 
 
 def _check(name: str, root: Root, table: pa.Table, *, max_bad_share: float) -> None:
-    rows = table.select(["path", "label", "reason", "sha256", "group"]).to_pylist()
-    opened = [row for row in rows if row["sha256"] is not None or row["reason"] not in _NOT_OPENED]
-    bad = [row for row in opened if row["reason"]]
-    if bad and len(bad) > max_bad_share * len(opened):
+    columns = table.select(["path", "label", "reason", "sha256", "group"])
+    opened, bad = 0, []
+    for row in _rows(columns):
+        if row["sha256"] is not None or row["reason"] not in _NOT_OPENED:
+            opened += 1
+            if row["reason"]:
+                bad.append(row)
+    if bad and len(bad) > max_bad_share * opened:
         reasons = ", ".join(
             f"{count} {reason}" for reason, count in Counter(row["reason"] for row in bad).most_common()
         )
         raise DatasetError(
-            f"{name}: {len(bad)} of {len(opened)} pictures cannot be used ({reasons}; the first is {bad[0]['path']}); at "
+            f"{name}: {len(bad)} of {opened} pictures cannot be used ({reasons}; the first is {bad[0]['path']}); at "
             f"most {max_bad_share:.0%} may be bad: mend or remove them, or raise data.max_bad_share"
         )
     classes = [label for label in folders(root) if not label.startswith(".")]
     different = {label: set[str]() for label in classes}
-    for row in rows:
+    for row in _rows(columns):
         if not row["reason"]:
             different[row["label"]].add(row["group"])
     small = {label: len(groups) for label, groups in different.items() if len(groups) < _FEWEST_PICTURES}
@@ -199,9 +220,9 @@ def _with_splits(table: pa.Table, *, config: DataConfig, seed: int) -> pa.Table:
 def _catalog(name: str, root: Root, table: pa.Table, *, seed: int, reused: bool) -> Catalog:
     used = table.filter(pc.equal(table["state"], "used"))
     digest = hashlib.sha256()
-    for row in used.select(["path", "label", "sha256"]).to_pylist():
+    for row in _rows(used.select(["path", "label", "sha256"])):
         digest.update(json.dumps(list(row.values())).encode())
-    labels = tuple(sorted(set(used["label"].to_pylist())))
+    labels = tuple(sorted(pc.unique(used["label"]).to_pylist()))
     fingerprint = "sha256:" + digest.hexdigest()
     return Catalog(name=name, root=root, table=table, labels=labels, fingerprint=fingerprint, seed=seed, reused=reused)
 

@@ -17,7 +17,7 @@ from training.config import CallbacksConfig
 from training.module import ClassifierModule
 from training.stopping import NoImprovementStopper, best_of, score
 
-HISTORY_COLUMNS = ("epoch", "train_loss", "val_loss", "val_acc", "lr", "seconds", "pictures_per_s")
+HISTORY_COLUMNS = ("epoch", "train_loss", "val_loss", "val_acc", "lr", "seconds", "computing_s", "pictures_per_s")
 _TRIAL = "run"
 
 
@@ -53,6 +53,8 @@ class EpochReport(lightning.Callback):
         self._history: list[dict[str, Any]] = []
         self._started_s = 0.0
         self._trained_s = 0.0
+        self._computed_s = 0.0  # of the epoch, in steps and validation batches; beside a GPU only what the host took
+        self._batch_began_s = 0.0
         self._has_begun = False
 
     @property
@@ -72,7 +74,7 @@ class EpochReport(lightning.Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Start the clock."""
-        self._started_s = time.monotonic()
+        self._started_s, self._computed_s = time.monotonic(), 0.0
         self._has_begun = False
 
     def on_train_batch_start(
@@ -84,6 +86,19 @@ class EpochReport(lightning.Callback):
             last = self._event() if self._history else None
             self._tell({"kind": "started", "world_size": trainer.world_size, "epoch": self.epoch, "last": last})
         self._has_begun = True
+        self._batch_began_s = time.monotonic()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Forward, backward, optimizer and average are done."""
+        self._computed_s += time.monotonic() - self._batch_began_s
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        """A batch is there."""
+        self._batch_began_s = time.monotonic()
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        """Its forward is done."""
+        self._computed_s += time.monotonic() - self._batch_began_s
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Training is over for this epoch."""
@@ -95,6 +110,7 @@ class EpochReport(lightning.Callback):
         row: dict[str, Any] = {"epoch": self.epoch, **pl_module.take_epoch_metrics()}
         row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         row["seconds"] = round(time.monotonic() - self._started_s, 3)
+        row["computing_s"] = round(self._computed_s, 3)
         row["pictures_per_s"] = round(self._pictures / max(1e-9, self._trained_s), 1)
         self._history.append(row)
         if self._stopper and self._stopper(_TRIAL, row):
@@ -109,7 +125,7 @@ class EpochReport(lightning.Callback):
                 curves = {key: row[key] for key in ("train_loss", "val_loss", "val_acc", "lr")}
                 trainer.logger.log_metrics(curves, step=row["epoch"])
         self._report(metrics, self._scratch if trainer.is_global_zero else None)
-        self._started_s = time.monotonic()
+        self._started_s, self._computed_s = time.monotonic(), 0.0
         if trainer.is_global_zero:
             self._tell(self._event())
 

@@ -30,8 +30,9 @@ class FeedPlan:
     root: Root
     splits: dict[str, list[str]]  # split -> paths, in the order in which they are decoded
     spec: PreprocessSpec
-    decode_cpus: float
-    decode_tasks: int
+    mean_bytes: float  # the size of a picture's file
+    decode_cpus: float  # what one decode task asks for
+    decode_tasks: int  # how many of them run at a time
     shards: dict[str, Path] | None  # split -> where its blocks are written; None keeps them in the object store
     name: str
 
@@ -212,6 +213,7 @@ class Feed:
                     paths,
                     root=plan.root,
                     spec=plan.spec,
+                    mean_bytes=plan.mean_bytes,
                     task_cpus=plan.decode_cpus,
                     tasks=plan.decode_tasks,
                     name=f"{plan.name}-{split}",

@@ -15,7 +15,8 @@ from training.root import Root, read_pictures, what_was_out_of_reach
 # A reduced decode reads every byte of the file, so it finds whatever is broken, at a fraction of the time.
 _DRAFT_PX = 64
 _FEWEST_IN_TASK, _MOST_IN_TASK = 16, 512
-_ROW = pa.schema(
+# What is known of a file once it has been opened; the catalog adds what follows from all of them.
+ROW = pa.schema(
     {
         "path": pa.string(),
         "label": pa.string(),
@@ -75,7 +76,7 @@ def inspect(
     opened = 0
     try:
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            done.append(batch.cast(_ROW))
+            done.append(batch.cast(ROW))
             opened += batch.num_rows
             on_progress(opened, len(entries))
     except RayError as error:
@@ -89,7 +90,7 @@ def inspect(
 def _inspect_batch(batch: pa.Table, *, root: Root, max_pixels: int) -> pa.Table:
     pictures = read_pictures(root, batch["path"].to_pylist())
     rows = [row | _inspect_picture(data, max_pixels) for row, data in zip(batch.to_pylist(), pictures, strict=True)]
-    return pa.Table.from_pylist(rows, schema=_ROW)
+    return pa.Table.from_pylist(rows, schema=ROW)
 
 
 def _inspect_picture(data: bytes | BadImage, max_pixels: int) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import math
 import os
 import shutil
 import time
@@ -23,10 +22,9 @@ from training.feed import Feed, FeedPlan
 from training.loop import Job
 from training.run_folder import RunFolder
 from training.split import SPLITS
+from training.stream import TASKS_A_CORE, decode_tasks
 
 _GIB = 1024**3
-# Files that it is worth starting another decoding process for: about a second of work, as its imports are.
-_TASK_BYTES = 16 * 1024**2
 
 
 @contextlib.contextmanager
@@ -46,13 +44,15 @@ def plan_job(
     paths, codes = _in_order(catalog, seed=config.seed)
     candidates = find_candidates(folder)
     name = f"{config.ds}-{folder.path.parent.name}-{folder.path.name}"
-    needed = sum(len(split) for split in paths.values()) * 3 * spec.height_px * spec.width_px
+    pictures, size_bytes = sum(len(split) for split in paths.values()), _size_bytes(catalog)
+    needed = pictures * 3 * spec.height_px * spec.width_px
     feed_plan = FeedPlan(
         root=catalog.root,
         splits=paths,
         spec=spec,
-        decode_cpus=plan.decode_cpus,
-        decode_tasks=min(plan.decode_tasks, math.ceil(_size_bytes(catalog) / _TASK_BYTES)),
+        mean_bytes=size_bytes / pictures,
+        decode_cpus=plan.decode_cpus / TASKS_A_CORE,
+        decode_tasks=decode_tasks(cores=plan.decode_tasks, pictures=pictures, size_bytes=size_bytes),
         shards=_shards(config, catalog, spec, needed_bytes=needed, object_store_bytes=object_store_bytes),
         name=name,
     )

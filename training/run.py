@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from training.catalog import Catalog
     from training.config import TrainConfig
     from training.experiment import Experiment
+    from training.listing import Entry
     from training.loop import Job
+    from training.root import Root
     from training.run_folder import RunFolder
 
 # After Ctrl-C: the steps under way end, nothing else. Longer than that and something hangs.
@@ -68,7 +70,8 @@ def _train(config: "TrainConfig", terminal: Terminal) -> int:
 
     terminal.say(f"Dataset {config.ds}, model {config.model.model_name}.")
     # what can fail fails before Ray is started
-    list_dataset(find_dataset(config.ds, raw_data=config.paths.raw_data))
+    root = find_dataset(config.ds, raw_data=config.paths.raw_data)
+    entries = list_dataset(root)
     check_writable(config.paths.models, key="paths.models")
     check_writable(config.paths.metadata, key="paths.metadata")
     spec = load_preprocess(
@@ -85,12 +88,14 @@ def _train(config: "TrainConfig", terminal: Terminal) -> int:
         if session.dashboard_url:
             terminal.say(f"Ray dashboard: {session.dashboard_url} (it asks for a token: ray get-auth-token)")
         plan = plan_training(session.capacity, num_workers=config.workers, device=config.trainer.device)
-        catalog = _prepare(config, plan, terminal)
+        catalog = _prepare(config, root, entries, plan, terminal)
         _show_plan(plan, catalog, spec, terminal)
         return _run(config, catalog, spec, plan, session, terminal)
 
 
-def _prepare(config: "TrainConfig", plan: "Plan", terminal: Terminal) -> "Catalog":
+def _prepare(
+    config: "TrainConfig", root: "Root", entries: "list[Entry]", plan: "Plan", terminal: Terminal
+) -> "Catalog":
     from training.catalog import prepare_catalog
     from training.inspection import inspect
     from training.progress import counting
@@ -98,7 +103,8 @@ def _prepare(config: "TrainConfig", plan: "Plan", terminal: Terminal) -> "Catalo
     with counting(terminal, "Reading pictures") as on_progress:
         return prepare_catalog(
             config.ds,
-            raw_data=config.paths.raw_data,
+            root=root,
+            entries=entries,
             metadata=config.paths.metadata,
             config=config.data,
             seed=config.seed,

@@ -23,8 +23,15 @@ if TYPE_CHECKING:
     from ray import ObjectRef
     from ray.data import Dataset
 
-_BLOCK_BYTES = 16 * 1024 * 1024
+# A task costs Ray's processes as much as fifty small pictures cost to decode: more of them in one, and it is lost among them.
+_BLOCK_BYTES = 64 * 1024 * 1024
 _FEWEST_IN_BLOCK, _MOST_IN_BLOCK = 16, 1024
+# What a task reads of files at most: of large photos, pixels alone would make it tens of seconds long.
+_BLOCK_FILE_BYTES = 64 * 1024 * 1024
+# Ray Data looks ten times a second for tasks that have ended: with more of them than cores, a core has another one then.
+TASKS_A_CORE = 2
+# What it is worth starting another decoding process for: about a second of work, as its imports are.
+_TASK_FILE_BYTES, _TASK_PICTURES = 16 * 1024 * 1024, 2_000
 
 
 def dataset_of(table: pa.Table, *, rows_in_task: int, name: str) -> "Dataset":
@@ -42,11 +49,24 @@ def dataset_of(table: pa.Table, *, rows_in_task: int, name: str) -> "Dataset":
     return dataset
 
 
-def rows_in_block(spec: PreprocessSpec, *, pictures: int, tasks: int) -> int:
-    """How many pictures one task decodes: about 16 MB of pixels, but at least two tasks for each that can run."""
+def decode_tasks(*, cores: int, pictures: int, size_bytes: int) -> int:
+    """How many decode tasks run at a time.
+
+    Args:
+        cores: those that may decode.
+        pictures: how many there are in all.
+        size_bytes: what their files take.
+    """
+    worth = max(size_bytes / _TASK_FILE_BYTES, pictures / _TASK_PICTURES)
+    return max(1, min(TASKS_A_CORE * cores, math.ceil(worth)))
+
+
+def rows_in_block(spec: PreprocessSpec, *, pictures: int, tasks: int, mean_bytes: float) -> int:
+    """How many pictures one task decodes: about 64 MB of pixels or of files, but at least two tasks for each that can run."""
     fits = _BLOCK_BYTES // (3 * spec.height_px * spec.width_px)
+    readable = int(_BLOCK_FILE_BYTES / max(1.0, mean_bytes))
     shared = math.ceil(pictures / (2 * tasks))
-    return max(_FEWEST_IN_BLOCK, min(_MOST_IN_BLOCK, fits, shared))
+    return max(_FEWEST_IN_BLOCK, min(_MOST_IN_BLOCK, fits, readable, shared))
 
 
 def stream_blocks(
@@ -54,6 +74,7 @@ def stream_blocks(
     *,
     root: Root,
     spec: PreprocessSpec,
+    mean_bytes: float,
     task_cpus: float,
     tasks: int,
     name: str,
@@ -65,6 +86,7 @@ def stream_blocks(
         paths: relative to `root`.
         root: the dataset's folder.
         spec: the model's preprocessing.
+        mean_bytes: the size of a picture's file.
         task_cpus: what one decode task asks for.
         tasks: how many run at a time.
         name: what the dashboard calls it.
@@ -79,7 +101,7 @@ def stream_blocks(
     from ray.data import TaskPoolStrategy
     from ray.exceptions import RayError
 
-    in_block = rows_in_block(spec, pictures=len(paths), tasks=tasks)
+    in_block = rows_in_block(spec, pictures=len(paths), tasks=tasks, mean_bytes=mean_bytes)
     table = pa.table({"path": pa.array(paths, pa.string()), "row": pa.array(range(len(paths)), pa.int64())})
     dataset = dataset_of(table, rows_in_task=in_block, name=name).map_batches(
         _decode_batch,
@@ -112,7 +134,8 @@ def read_block(block: Any) -> tuple[np.ndarray, np.ndarray]:
     """
     if isinstance(block, str):
         return np.load(block, mmap_mode="r"), np.load(f"{block}.readable.npy")
-    return block["pixels"].combine_chunks().to_numpy_ndarray(), block["readable"].to_numpy()
+    (pixels,) = block["pixels"].chunks  # combine_chunks() would copy even a single one
+    return pixels.to_numpy_ndarray(), block["readable"].to_numpy()
 
 
 def _decode_batch(batch: pa.Table, *, root: Root, spec: dict[str, Any], shards: str | None) -> dict[str, Any]:
@@ -128,7 +151,7 @@ def _decode_batch(batch: pa.Table, *, root: Root, spec: dict[str, Any], shards: 
             if isinstance(data, BadImage):
                 raise data
             photo = image.decode(data, draft_px=preprocess.draft_px, max_pixels=preprocess.max_pixels)
-            pixels[place] = to_pixels(photo, preprocess)
+            to_pixels(photo, preprocess, out=pixels[place])
         except BadImage:  # it was fine when the catalog was made: it keeps its place, and weighs nothing
             readable[place] = False
     if shard is None:

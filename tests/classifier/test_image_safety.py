@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -258,6 +259,26 @@ def test_files_are_read_whole_or_refused(tmp_path: Path) -> None:
         read_file(file, max_bytes=99)
     with pytest.raises(NotAFile):
         read_file("/dev/zero")
+
+
+def test_a_file_that_states_no_size_is_read_whole() -> None:
+    """Those of /proc state 0 bytes; a limit below what is there is still seen."""
+    content = Path("/proc/version").read_bytes()
+    assert read_file("/proc/version") == content
+    with pytest.raises(TooManyBytes):
+        read_file("/proc/version", max_bytes=len(content) - 1)
+
+
+def test_a_small_file_takes_little_memory_to_read(tmp_path: Path) -> None:
+    """Python takes memory for as many bytes as are asked for: in a process with many threads that takes a while."""
+    (tmp_path / "x.png").write_bytes(b"x" * 1000)
+    tracemalloc.start()
+    try:
+        read_file(tmp_path / "x.png")
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 100_000
 
 
 def test_errors_cross_processes_unchanged() -> None:

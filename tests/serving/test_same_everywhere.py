@@ -23,7 +23,14 @@ def test_every_kind_of_picture_is_answered_alike_in_all_three(url: str, animals:
         (source / name).write_bytes(data)
     predictor = Predictor.load(animals, device="cpu")
     blocks = stream_blocks(
-        list(pictures), root=source, spec=predictor.spec, task_cpus=1, tasks=2, name="alike", shards=None
+        list(pictures),
+        root=source,
+        spec=predictor.spec,
+        mean_bytes=1e3,
+        task_cpus=1,
+        tasks=2,
+        name="alike",
+        shards=None,
     )
     opened = [read_block(ray.get(block)) for block, _ in blocks]
     pixels, readable = (np.concatenate(parts) for parts in zip(*opened, strict=True))

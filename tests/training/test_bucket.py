@@ -23,7 +23,7 @@ from training.catalog import CATALOG, INFO, Catalog, prepare_catalog
 from training.config import DataConfig
 from training.failures import is_systems
 from training.inspection import inspect
-from training.listing import Entry, list_dataset
+from training.listing import Entry, find_dataset, list_dataset
 from training.root import Root, read_pictures
 from training.run import main
 from training.settings import read_settings
@@ -75,7 +75,16 @@ def _prepare(raw_data: str | Path, metadata: str | Path) -> tuple[Catalog, list[
         return inspect(entries, root, max_pixels=image.MAX_PIXELS, task_cpus=1, tasks=2, on_progress=lambda *_: None)
 
     config: DataConfig = read_settings(["ds=PETS"]).data
-    found = prepare_catalog("PETS", raw_data=raw_data, metadata=metadata, config=config, seed=1, inspect=inspect_some)
+    root = find_dataset("PETS", raw_data=raw_data)
+    found = prepare_catalog(
+        "PETS",
+        root=root,
+        entries=list_dataset(root),
+        metadata=metadata,
+        config=config,
+        seed=1,
+        inspect=inspect_some,
+    )
     return found, opened
 
 
@@ -108,7 +117,7 @@ def _pixels(root: Root, paths: list[str]) -> tuple[np.ndarray, np.ndarray]:
     import ray
 
     spec = load_preprocess("tiny", size_px=32, max_pixels=image.MAX_PIXELS, config=TINY_CONFIG)
-    blocks = stream_blocks(paths, root=root, spec=spec, task_cpus=1, tasks=1, name="pets", shards=None)
+    blocks = stream_blocks(paths, root=root, spec=spec, mean_bytes=100, task_cpus=1, tasks=1, name="pets", shards=None)
     opened = [read_block(ray.get(block)) for block, _ in blocks]
     return np.concatenate([pixels for pixels, _ in opened]), np.concatenate([readable for _, readable in opened])
 

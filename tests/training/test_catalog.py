@@ -14,7 +14,7 @@ from tests.training.digits import write_picture
 from training.catalog import Catalog, prepare_catalog
 from training.config import DataConfig
 from training.inspection import inspect
-from training.listing import Entry
+from training.listing import Entry, list_dataset
 
 DATA = DataConfig.model_validate(
     {
@@ -43,7 +43,8 @@ class _Project:
         self.opened = []
         return prepare_catalog(
             "PETS",
-            raw_data=self.folder / "data/raw_data",
+            root=self.dataset,
+            entries=list_dataset(self.dataset),
             metadata=self.folder / "data/metadata",
             config=data,
             seed=seed,

@@ -23,7 +23,9 @@ async def _feed(*ranks: int) -> Feed:
 
 def _empty() -> Feed:
     spec = load_preprocess("tiny", size_px=32, max_pixels=image.MAX_PIXELS, config=TINY_CONFIG)
-    return Feed(FeedPlan(Path(), {"train": []}, spec, decode_cpus=1, decode_tasks=1, shards=None, name="x"))
+    return Feed(
+        FeedPlan(Path(), {"train": []}, spec, mean_bytes=1e3, decode_cpus=1, decode_tasks=1, shards=None, name="x")
+    )
 
 
 def test_workers_at_different_steps_stop_at_the_same_one() -> None:

@@ -78,7 +78,16 @@ def test_the_model_folder_holds_what_is_promised(trained: tuple[Project, Path, s
     assert metrics["epochs"] == 6
     with (folder / "train_info/history.csv").open() as file:
         history = list(csv.DictReader(file))
-    assert list(history[0]) == ["epoch", "train_loss", "val_loss", "val_acc", "lr", "seconds", "pictures_per_s"]
+    assert list(history[0]) == [
+        "epoch",
+        "train_loss",
+        "val_loss",
+        "val_acc",
+        "lr",
+        "seconds",
+        "computing_s",
+        "pictures_per_s",
+    ]
     assert [int(row["epoch"]) for row in history] == list(range(6))
     best = f"checkpoints/epoch={metrics['best_epoch']}-val_acc={metrics['val_acc']:.3f}.ckpt"
     assert {name for name in names if name.endswith(".ckpt")} == {best, f"checkpoints/{CKPT}"}

@@ -10,14 +10,16 @@ from classifier.preprocess import load_pixels
 from classifier.processor import load_preprocess
 from tests.conftest import TINY_CONFIG
 from tests.training.digits import write_picture
-from training.stream import read_block, stream_blocks
+from training.stream import decode_tasks, read_block, rows_in_block, stream_blocks
 
 
 def _blocks(root: Path, paths: list[str], shards: Path | None) -> tuple[np.ndarray, np.ndarray]:
     import ray
 
     spec = load_preprocess("tiny", size_px=32, max_pixels=image.MAX_PIXELS, config=TINY_CONFIG)
-    streamed = stream_blocks(paths, root=root, spec=spec, task_cpus=1, tasks=1, name="digits", shards=shards)
+    streamed = stream_blocks(
+        paths, root=root, spec=spec, mean_bytes=1e3, task_cpus=1, tasks=1, name="digits", shards=shards
+    )
     opened = []
     for block, rows in streamed:
         pixels, readable = read_block(block if isinstance(block, str) else ray.get(block))
@@ -25,6 +27,35 @@ def _blocks(root: Path, paths: list[str], shards: Path | None) -> tuple[np.ndarr
         opened.append((pixels, readable))
     pixels, readable = zip(*opened, strict=True)
     return np.concatenate(pixels), np.concatenate(readable)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "size_bytes", "tasks"),
+    [(3, 10**3, 1), (600, 20 * 2**20, 2), (20_000, 10**7, 4), (20, 10**9, 4), (10**6, 10**12, 4)],
+)
+def test_small_datasets_start_few_processes_and_large_ones_keep_the_cores_busy(
+    pictures: int, size_bytes: int, tasks: int
+) -> None:
+    """Many tiny files are work as well as few large ones."""
+    assert decode_tasks(cores=2, pictures=pictures, size_bytes=size_bytes) == tasks
+
+
+@pytest.mark.parametrize(
+    ("pictures", "tasks", "mean_bytes", "rows"),
+    [
+        (100_000, 4, 4e4, 445),  # 64 MB of pixels
+        (100_000, 4, 4e6, 16),  # 64 MB of photos
+        (600, 2, 4e4, 150),  # each task has another one to follow it
+        (10, 4, 4e4, 16),
+    ],
+)
+def test_a_task_is_neither_lost_in_overhead_nor_endless(
+    pictures: int, tasks: int, mean_bytes: float, rows: int
+) -> None:
+    """Pixels of 224 x 224."""
+    spec = load_preprocess("tiny", size_px=224, max_pixels=image.MAX_PIXELS, config=TINY_CONFIG)
+
+    assert rows_in_block(spec, pictures=pictures, tasks=tasks, mean_bytes=mean_bytes) == rows
 
 
 @pytest.fixture
@@ -49,6 +80,23 @@ def test_blocks_hold_every_picture_in_order_and_say_which_could_not_be_read(pict
     for row, path in enumerate(paths):
         if row != 3:
             assert np.array_equal(pixels[row], load_pixels((root / path).read_bytes(), spec))
+
+
+def test_a_block_in_the_object_store_is_opened_where_it_lies(pictures: tuple[Path, list[str]]) -> None:
+    """Every worker of a machine reads the same memory: a copy each would be all pixels once more for each of them."""
+    import ray
+
+    root, paths = pictures
+    spec = load_preprocess("tiny", size_px=32, max_pixels=image.MAX_PIXELS, config=TINY_CONFIG)
+    streamed = stream_blocks(
+        paths, root=root, spec=spec, mean_bytes=1e3, task_cpus=1, tasks=1, name="digits", shards=None
+    )
+    block, _ = next(iter(streamed))
+
+    (first, _), (second, _) = read_block(ray.get(block)), read_block(ray.get(block))
+
+    assert np.shares_memory(first, second)
+    assert not first.flags.writeable
 
 
 def test_blocks_on_disk_are_the_same_and_a_second_run_decodes_nothing(

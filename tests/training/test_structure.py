@@ -43,6 +43,7 @@ def feed(tmp_path: Path, ray_once: None) -> Iterator[tuple[Any, list[Path]]]:
         root=tmp_path,
         splits={"train": [file.name for file in files]},
         spec=spec,
+        mean_bytes=1e3,
         decode_cpus=1,
         decode_tasks=2,
         shards=None,
@@ -192,6 +193,15 @@ def test_an_epoch_is_reported_once(fitted: tuple[_Watched, list[dict[str, Any]],
 
     assert [report["epoch"] for report in reports] == list(range(EPOCHS))
     assert [event["kind"] for event in events] == ["started", *["epoch"] * EPOCHS]
+
+
+def test_an_epoch_says_how_much_of_it_was_computing(
+    fitted: tuple[_Watched, list[dict[str, Any]], list[dict[str, Any]]],
+) -> None:
+    """The rest is what everything around the steps costs."""
+    _, reports, _ = fitted
+
+    assert all(0 < report["computing_s"] < report["seconds"] for report in reports)
 
 
 def test_no_step_waits_for_the_device(fitted: tuple[_Watched, list[dict[str, Any]], list[dict[str, Any]]]) -> None:
