@@ -1,8 +1,10 @@
 """Ray Train's TorchTrainer with its controller in the trial's own process: one process less to start, and to lose."""
 
 import asyncio
+import time
 from typing import Any
 
+import ray
 from ray import tune
 from ray.train import Result, UserCallback
 from ray.train.torch import TorchTrainer
@@ -10,8 +12,13 @@ from ray.train.v2._internal import constants
 from ray.train.v2._internal.callbacks import placement_group_callback
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ScalingDecision
 
 from training.cleaner import OwnCleaner
+from training.failures import CodeFailed
+
+# As long as Ray Train waits for a fixed number of workers, with all its attempts.
+_ROOM_WITHIN_S = 900.0
 
 
 class Trainer(TorchTrainer):
@@ -26,9 +33,42 @@ class Trainer(TorchTrainer):
         # as in `experiment._fit`: what is given again makes an environment of its own
         constants.ENV_VARS_TO_PROPAGATE.clear()
         placement_group_callback.PlacementGroupCleaner = OwnCleaner
+        if isinstance(options["scaling_policy"], ElasticScalingPolicy):
+            feed = self.train_loop_config["job"].feed
+            options["scaling_policy"] = PatientPolicy(self.scaling_config, feed, room_within_s=_ROOM_WITHIN_S)
         controller = TrainController(**options)
         asyncio.run(controller.run())
         return controller.get_result()
+
+
+class PatientPolicy(ElasticScalingPolicy):
+    """How many workers of a range there is room for. Ray's own waits for the fewest for ever."""
+
+    def __init__(self, scaling_config: Any, feed: Any, *, room_within_s: float) -> None:
+        super().__init__(scaling_config=scaling_config)
+        self._feed, self._room_within_s = feed, room_within_s
+        self._waits_since_s: float | None = None
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        """Called again and again until there is room.
+
+        Raises:
+            CodeFailed: there was none for too long, which ends the run.
+        """
+        decision = super().make_decision_for_non_running_worker_group()
+        if not isinstance(decision, NoopDecision):
+            self._waits_since_s = None
+            return decision
+        now = time.monotonic()
+        self._waits_since_s = self._waits_since_s or now
+        if now - self._waits_since_s > self._room_within_s:
+            line = (
+                f"for {self._room_within_s / 60:.0f} minutes there was no room for the {self.scaling_config.min_workers} "
+                "workers that num_workers asks for at least; add machines, then resume="
+            )
+            ray.get(self._feed.blame.remote({"line": line, "traceback": line, "users": True}), timeout=30)
+            raise CodeFailed(line)
+        return decision
 
 
 class ReportToTune(UserCallback):

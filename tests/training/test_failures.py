@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,6 +14,8 @@ import pytest
 import ray
 import torch
 from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
+from ray.train import ScalingConfig
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision
 from rich.console import Console
 
 from classifier.errors import DatasetError, OutputError
@@ -30,6 +33,7 @@ from training.failures import (
 )
 from training.progress import EpochProgress
 from training.run_folder import RunFolder
+from training.trainer import PatientPolicy
 from training.watch import Watch
 
 _PEER_GONE = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:36571"
@@ -149,6 +153,25 @@ def test_a_run_that_takes_up_more_room_says_so_before(ray_once: None) -> None:
 
     said = "There is room for {} workers now; starting anew with them from the last checkpoint."
     assert told == [said.format(3), said.format(2)]
+
+
+def test_a_range_of_workers_without_room_for_the_fewest_is_not_waited_for_for_ever(ray_once: None) -> None:
+    """After machines were lost, say: Ray's own policy would ask again until the end of days."""
+    blamed: list[dict[str, Any]] = []
+    feed = SimpleNamespace(blame=SimpleNamespace(remote=lambda fault: ray.put(blamed.append(fault))))
+    asked = ScalingConfig(num_workers=(64, 70), resources_per_worker={"CPU": 1})
+    policy = PatientPolicy(asked, feed, room_within_s=3)
+    policy.after_controller_start(cast(Any, SimpleNamespace(run_id="no-room")))
+    deadline = time.monotonic() + 60
+    try:
+        with pytest.raises(CodeFailed, match="no room for the 64 workers"):
+            while time.monotonic() < deadline:
+                assert isinstance(policy.make_decision_for_non_running_worker_group(), NoopDecision)
+                time.sleep(0.1)
+    finally:
+        policy.before_controller_abort()
+
+    assert [fault["users"] for fault in blamed] == [True]
 
 
 class _Said:
