@@ -37,6 +37,8 @@ BATCH, FEW = 16, 240
 SCRIPT = "plain Lightning script"
 FORCED_TO_DISK, ON_DISK = "512x384 JPEG", 4_000
 STEADY = 0.1, 0.9  # between which shares of an epoch's pictures its rate is taken: start and end are not in it
+PLAIN_LOOP, BEST_LOOP = "bare loop as torch is by default", "best bare loop: channels_last, bf16 where the CPU has it"
+PRECISION_EPOCHS = 8
 STEP_BARS = {"mobilenet-v2": ">= 1.5", "vit": ">= 1.0"}
 EPOCHS = 12
 SHORT = ("augment=none", "callbacks.early_stopping=null", f"data.batch_size={BATCH}", "trainer.device=cpu")
@@ -87,20 +89,42 @@ def _job(
         yield row(f"{arguments.weights.name}: {what}", pairs, peer=SCRIPT, bar=bar)
 
 
-def _step(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
-    name = arguments.weights.name
+def _step(arguments: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]:
+    """As many threads in all on every side."""
+    name, cores = arguments.weights.name, os.cpu_count() or 1
     bar = next((bar for kind, bar in STEP_BARS.items() if kind in name), None)
     few = _few(arguments, scratch)
-    plain, best = [], []
+    pairs: dict[tuple[int, str], list[tuple[float, float]]] = {}
     for _ in range(arguments.pairs):
-        ours = _train(few, scratch, epochs=3)["pictures_per_s"]
-        plain.append((ours, _inner("loop", arguments)["pictures_per_s"]))
-        best.append((ours, _inner("best_loop", arguments)["pictures_per_s"]))
-    what = f"{name}: training pictures/s of whole epochs"
-    return [
-        row(what, plain, peer="bare loop as torch is by default, 32 bits", bar=bar),
-        row(what, best, peer="best bare loop: channels_last, bf16 where the CPU has it", bar=">= 0.95"),
-    ]
+        loops = {which: _inner(which, arguments)["pictures_per_s"] for which in ("loop", "best_loop")}
+        for workers in (1, cores):
+            ours = _train(few, scratch, epochs=3, workers=workers)["pictures_per_s"]
+            for which, theirs in loops.items():
+                pairs.setdefault((workers, which), []).append((ours, theirs))
+    for (workers, which), measured in pairs.items():
+        how = f"{workers} worker{'s' * (workers > 1)} with {cores // workers} thread{'s' * (cores // workers > 1)}"
+        yield row(
+            f"{name}: training pictures/s of whole epochs, {how}",
+            measured,
+            peer=PLAIN_LOOP if which == "loop" else BEST_LOOP,
+            bar=bar if which == "loop" else ">= 0.95",
+        )
+
+
+def _precision(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
+    """Three seeds, the best validation accuracy of each run."""
+    pairs = []
+    for seed in (1, 2, 3):
+        best = {}
+        for precision in ("bf16", "32"):
+            history = _train(
+                arguments, scratch, f"seed={seed}", f"trainer.precision={precision}", epochs=PRECISION_EPOCHS, workers=2
+            )["history"]
+            best[precision] = max(float(epoch["val_acc"]) for epoch in history)
+        print(f"seed {seed}: val_acc", best, flush=True)
+        pairs.append((best["bf16"], best["32"]))
+    what = f"{arguments.weights.name}: best val_acc of {PRECISION_EPOCHS} epochs in bf16, a pair for each of 3 seeds"
+    return [row(what, pairs, peer="32-bit floats", bar=">= 0.95")]
 
 
 def _workers(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
@@ -461,6 +485,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, Path], Iterable[dict[str, Any]]]]
     "job30": functools.partial(_job, plans=((30, "<= 0.45"),)),
     "step": _step,
     "workers": _workers,
+    "precision": _precision,
     "ingest": _ingest,
     "epoch": _epoch,
     "memory": _memory,

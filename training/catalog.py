@@ -31,7 +31,13 @@ _SHOWN_NAMES = 5
 
 _SCHEMA = pa.schema([*ROW, pa.field("split", pa.string()), pa.field("state", pa.string())])
 
-_FOUND = tuple(name for name in ROW.names if name not in ("path", "label", "size_bytes", "modified_ns"))
+_LISTED = pa.schema(
+    [
+        pa.field("place", pa.int64()),
+        *(ROW.field(name) for name in ("path", "label", "size_bytes", "modified_ns")),
+        pa.field("aside", pa.string()),  # why it is not even opened
+    ]
+)
 
 # (pictures to look at, their root) -> their rows; `inspection.inspect` does it on Ray.
 Inspect = Callable[[list[Entry], Root], pa.Table]
@@ -106,14 +112,18 @@ def prepare_catalog(
         if info.get("listing") == _listing_digest(entries) and info.get("policy") == policy:
             return _catalog(name, root, table, seed=seed, reused=True)
         same_limits = info.get("policy", {}).get("max_pixels") == config.max_pixels
-        rows = _unchanged(table) if same_limits else {}
+        found = _opened(table) if same_limits else ROW.empty_table()
     else:
-        rows = {}
-    fresh = [entry for entry in entries if entry.reason is None and entry not in rows]
+        found = ROW.empty_table()
+    listed = _listed(entries)
+    places = _places(listed, found)
+    fresh = pc.indices_nonzero(pc.and_(pc.is_null(listed["aside"]), pc.is_null(places))).to_pylist()
+    found = found.take(places.drop_null())
     if fresh:
-        rows |= _by_entry(inspect(fresh, root))
-    table = _table(entries, rows)
-    del rows  # the largest of what a dataset of many pictures takes here
+        found = pa.concat_tables([found, inspect([entries[place] for place in fresh], root)])
+    table = _table(listed, found)
+    del listed, found
+    pa.default_memory_pool().release_unused()
     _check(name, root, table, max_bad_share=config.max_bad_share)
     table = _with_splits(table, config=config, seed=seed)
     catalog = _catalog(name, root, table, seed=seed, reused=False)
@@ -127,69 +137,65 @@ def write_info(file: Path, catalog: Catalog) -> None:
     file.write_text(yaml.safe_dump(catalog.info(), sort_keys=False))
 
 
-def _unchanged(table: pa.Table) -> dict[Entry, tuple[Any, ...]]:
+def _opened(table: pa.Table) -> pa.Table:
     # a file that could not be opened may have been mended without a new date (permissions)
-    return _by_entry(table.filter(pc.is_valid(table["sha256"])))
+    return table.filter(pc.is_valid(table["sha256"])).select(ROW.names)
 
 
-def _by_entry(table: pa.Table) -> dict[Entry, tuple[Any, ...]]:
-    """What is known of each file's content (`_FOUND`), by what its listing says."""
-    seen: dict[Any, Any] = {}  # labels and modes are met again and again, and kept once
-    found = {}
-    for row in _rows(table):
-        label = seen.setdefault(row["label"], row["label"])
-        entry = Entry(row["path"], label, row["size_bytes"], row["modified_ns"], None)
-        group = row["sha256"] if row["group"] == row["sha256"] else row["group"]
-        mode = seen.setdefault(row["mode"], row["mode"])
-        found[entry] = tuple((row | {"group": group, "mode": mode})[name] for name in _FOUND)
-    return found
+def _listed(entries: list[Entry]) -> pa.Table:
+    """The entries in Arrow's form, a thousand at a time: as Python's objects rows take ten times their room."""
+    parts = [_LISTED.empty_table()]
+    for start in range(0, len(entries), 1000):
+        rows = [
+            (place, entry.path, entry.label, entry.size_bytes, entry.modified_ns, entry.reason)
+            for place, entry in enumerate(entries[start : start + 1000], start)
+        ]
+        columns = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), _LISTED, strict=True)]
+        parts.append(pa.Table.from_arrays(columns, schema=_LISTED))
+    return pa.concat_tables(parts).combine_chunks()
+
+
+def _places(listed: pa.Table, found: pa.Table) -> pa.ChunkedArray:
+    """Where in `found` each file that was met is; null where it is not, or has changed."""
+    places = pc.index_in(listed["path"], value_set=found["path"].combine_chunks())
+    before = found.select(["size_bytes", "modified_ns"]).take(places)
+    same = [pc.equal(listed[name], before[name]) for name in before.column_names]
+    return pc.if_else(pc.fill_null(pc.and_(*same), fill_value=False), places, None)
+
+
+def _table(listed: pa.Table, found: pa.Table) -> pa.Table:
+    """A row for each file that was met, with what its content said."""
+    content = found.take(_places(listed, found))
+    reason = pc.coalesce(listed["aside"], content["reason"])
+    own = {
+        "reason": reason,
+        "state": pc.if_else(pc.is_valid(reason), "set_aside", "used"),
+        "split": pa.nulls(len(listed), pa.string()),
+    }
+    met = {name: listed[name] for name in ("path", "label", "size_bytes", "modified_ns")}
+    columns = dict(zip(content.column_names, content.columns, strict=True)) | met | own
+    return pa.table([columns[name] for name in _SCHEMA.names], schema=_SCHEMA)
 
 
 def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """Its rows, a thousand at a time: as Python's objects they take ten times their room."""
     for batch in table.to_batches(max_chunksize=1000):
         yield from batch.to_pylist()
 
 
-def _table(entries: list[Entry], rows: dict[Entry, tuple[Any, ...]]) -> pa.Table:
-    empty = dict.fromkeys(_SCHEMA.names)
-    parts = [_SCHEMA.empty_table()]
-    for start in range(0, len(entries), 1000):
-        full = []
-        for entry in entries[start : start + 1000]:
-            row = dict(zip(_FOUND, rows[entry], strict=True)) if entry.reason is None else {}
-            reason = entry.reason or row["reason"]
-            own = {
-                "path": entry.path,
-                "label": entry.label,
-                "reason": reason,
-                "state": "set_aside" if reason else "used",
-            }
-            full.append(empty | row | own | {"size_bytes": entry.size_bytes, "modified_ns": entry.modified_ns})
-        parts.append(pa.Table.from_pylist(full, schema=_SCHEMA))
-    return pa.concat_tables(parts).combine_chunks()
-
-
 def _check(name: str, root: Root, table: pa.Table, *, max_bad_share: float) -> None:
-    columns = table.select(["path", "label", "reason", "sha256", "group"])
-    opened, bad = 0, []
-    for row in _rows(columns):
-        if row["sha256"] is not None or row["reason"] not in _NOT_OPENED:
-            opened += 1
-            if row["reason"]:
-                bad.append(row)
-    if bad and len(bad) > max_bad_share * opened:
-        reasons = ", ".join(
-            f"{count} {reason}" for reason, count in Counter(row["reason"] for row in bad).most_common()
-        )
+    not_opened = pc.is_in(table["reason"], value_set=pa.array(_NOT_OPENED))
+    opened = table.select(["path", "reason"]).filter(pc.or_(pc.is_valid(table["sha256"]), pc.invert(not_opened)))
+    bad = opened.filter(pc.is_valid(opened["reason"]))
+    if len(bad) > max_bad_share * len(opened):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(bad["reason"].to_pylist()).most_common())
         raise DatasetError(
-            f"{name}: {len(bad)} of {opened} pictures cannot be used ({reasons}; the first is {bad[0]['path']}); at "
+            f"{name}: {len(bad)} of {len(opened)} pictures cannot be used ({reasons}; the first is {bad['path'][0]}); at "
             f"most {max_bad_share:.0%} may be bad: mend or remove them, or raise data.max_bad_share"
         )
     classes = [label for label in folders(root) if not label.startswith(".")]
-    different = {label: set[str]() for label in classes}
-    for row in _rows(columns):
-        if not row["reason"]:
+    different: dict[str, set[str]] = {label: set() for label in classes}
+    for row in _rows(table.select(["label", "group"]).filter(pc.is_null(table["reason"]))):
+        if len(different[row["label"]]) < _FEWEST_PICTURES:
             different[row["label"]].add(row["group"])
     small = {label: len(groups) for label, groups in different.items() if len(groups) < _FEWEST_PICTURES}
     if small:
@@ -204,17 +210,22 @@ _NOT_OPENED = ("no_class_folder", "hidden", "no_picture_suffix", "name_not_utf8"
 
 
 def _with_splits(table: pa.Table, *, config: DataConfig, seed: int) -> pa.Table:
-    used = pc.equal(table["state"], "used").to_pylist()
-    labels, groups = table["label"].to_pylist(), table["group"].to_pylist()
-    chosen = [index for index, is_used in enumerate(used) if is_used]
+    used = table.select(["label", "group"]).filter(pc.equal(table["state"], "used"))
     shares = {"val": config.split.val, "test": config.split.test}
+    label_of = used["label"].combine_chunks().dictionary_encode()
+    labels = label_of.dictionary.to_pylist()  # each once
     assigned = split_pictures(
-        [labels[index] for index in chosen], [groups[index] for index in chosen], shares=shares, seed=seed
+        [labels[code] for code in label_of.indices.to_numpy()],
+        used["group"].combine_chunks(),
+        shares=shares,
+        seed=seed,
     )
-    splits: list[str | None] = [None] * len(used)
-    for index, split in zip(chosen, assigned, strict=True):
-        splits[index] = split
-    return table.set_column(table.schema.get_field_index("split"), "split", pa.array(splits, pa.string()))
+    splits = pc.replace_with_mask(
+        table["split"].combine_chunks(),
+        pc.equal(table["state"], "used").combine_chunks(),
+        pa.array(assigned, pa.string()),
+    )
+    return table.set_column(table.schema.get_field_index("split"), "split", splits)
 
 
 def _catalog(name: str, root: Root, table: pa.Table, *, seed: int, reused: bool) -> Catalog:
