@@ -290,7 +290,7 @@ def test_errors_cross_processes_unchanged() -> None:
         assert type(copy) is kind
         assert str(copy) == "found 1, expected 2; do this"
     reasons = [kind.reason for kind in (BadImage, *BadImage.__subclasses__())]
-    assert len(set(reasons)) == len(reasons) == 6
+    assert len(set(reasons)) == len(reasons) == 7
 
 
 def test_the_limit_stays_below_pillows_own_warning() -> None:
