@@ -122,6 +122,7 @@ def test_every_reason_that_a_problem_can_have_is_explained_in_the_docs(url: str)
     explained = set(re.findall(r'<tr id="([a-z_]+)"', page))
     sources = "".join(file.read_text() for file in Path("serving").glob("*.py"))
     reasons = set(re.findall(r'Refused\(\s*\d{3},\s*"([a-z_]+)"', sources))
-    pictures = {kind.reason for kind in (BadImage, *BadImage.__subclasses__())} - {"not_a_file", "out_of_reach"}  # of storages, not of requests
+    of_storages = {"not_a_file", "out_of_reach"}
+    pictures = {kind.reason for kind in (BadImage, *BadImage.__subclasses__())} - of_storages
     assert reasons | pictures <= explained
     assert len(reasons) >= 7
