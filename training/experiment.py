@@ -130,6 +130,10 @@ def _fit(experiment: Experiment, folder: RunFolder) -> BaseException | None:
         (result,) = tuner.fit()
     except (OSError, exceptions.RayError) as error:
         return error
+    except RuntimeError as error:  # what Tune makes of an end of the trial that it has no name for: memory, say
+        if isinstance(error.__cause__, exceptions.RayError):
+            return error
+        raise
     ended_by: BaseException | None = result.error
     return ended_by
 
@@ -179,6 +183,10 @@ def _run_trial(_: dict[str, Any], *, experiment: Experiment) -> None:
 
 def _cause(error: BaseException) -> str:
     """What happened to the controller: of the nested tracebacks, the innermost exception's last line."""
+    from training.failures import OUT_OF_MEMORY, how_it_died
+
+    if OUT_OF_MEMORY in str(error).lower():
+        return how_it_died(str(error))
     lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith((" ", "\t", "Traceback"))]
     last = lines[-1].strip() if lines else type(error).__name__
     # Ray's guesses at why a process ended are sentences long

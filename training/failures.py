@@ -46,6 +46,7 @@ _CONNECTION = re.compile(
     r"Application timeout caused pair closure|Timed out waiting \d+ ?ms",
     re.IGNORECASE,
 )
+OUT_OF_MEMORY = "running low on memory"  # how Ray says that it has ended processes for it
 _ANSWER = TypeVar("_ANSWER")
 
 
@@ -167,7 +168,7 @@ def in_one_line(error: BaseException) -> str:
 def how_it_died(text: str) -> str:
     """What Ray says of a dead worker, as a person says it."""
     low = text.lower()
-    if "running low on memory" in low or "outofmemory" in low:
+    if OUT_OF_MEMORY in low or "outofmemory" in low:
         return "was ended because its machine ran out of memory; lower data.batch_size or num_workers"
     if "node has died" in low or "node was terminated" in low or "nodediederror" in low:
         return "was lost with its machine"

@@ -13,13 +13,14 @@ from typing import Any, cast
 import pytest
 import ray
 import torch
-from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
+from ray.exceptions import ActorDiedError, ObjectLostError, OutOfMemoryError, RayTaskError
 from ray.train import ScalingConfig
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision
 from rich.console import Console
 
 from classifier.errors import DatasetError, OutputError
 from training.checkpoint import CKPT, METRICS, find_candidates, move_checkpoint
+from training.experiment import _cause, _fit
 from training.failures import (
     CodeFailed,
     FailureReport,
@@ -140,6 +141,27 @@ def test_the_controller_ends_a_run_whose_code_failed_and_tells_of_other_failures
 
     assert feed.told == [{0: how_it_died("")}, {1: how_it_died("")}]
     assert str(pickle.loads(pickle.dumps(StorageFailed("no room")))) == "no room"
+
+
+def test_a_trial_that_ray_ends_for_memory_is_a_loss_and_not_a_bug(
+    ray_once: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tune knows no such end and raises a RuntimeError of its own; any other of those is a bug."""
+    said = "7 worker(s) were killed due to the node running low on memory."
+    experiment = cast(Any, SimpleNamespace(job=SimpleNamespace(attempt="train-00-X")))
+
+    def fit_as_tune_does(cause: Exception) -> BaseException | None:
+        def fit(_: Any) -> None:
+            raise RuntimeError(f"Caught unexpected exception: {cause}") from cause
+
+        monkeypatch.setattr("ray.tune.Tuner.fit", fit)
+        return _fit(experiment, RunFolder(tmp_path))
+
+    lost = fit_as_tune_does(OutOfMemoryError(said))
+    assert lost is not None
+    assert "ran out of memory" in _cause(lost)
+    with pytest.raises(RuntimeError, match="no such trial"):
+        fit_as_tune_does(KeyError("no such trial"))
 
 
 def test_a_run_that_takes_up_more_room_says_so_before(ray_once: None) -> None:
