@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import row, write
+from cluster.sizing import physical_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH, FEW = 16, 240
@@ -82,7 +83,7 @@ def _job(
     arguments: argparse.Namespace, scratch: Path, *, plans: tuple[tuple[int, str | None], ...]
 ) -> Iterator[dict[str, Any]]:
     for epochs, bar in plans:
-        pairs, workers = [], (os.cpu_count() or 1) if epochs >= LONG_EPOCHS else 1
+        pairs, workers = [], physical_cores() if epochs >= LONG_EPOCHS else 1
         for _ in range(arguments.pairs if epochs == 1 else max(1, arguments.pairs // epochs)):
             ours = _train(arguments, scratch, epochs=epochs, workers=workers)["whole_s"]
             pairs.append((ours, _script(arguments, epochs=epochs)["whole_s"]))
@@ -93,7 +94,7 @@ def _job(
 
 def _step(arguments: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]:
     """As many threads in all on every side."""
-    name, cores = arguments.weights.name, os.cpu_count() or 1
+    name, cores = arguments.weights.name, physical_cores()
     bar = next((bar for kind, bar in STEP_BARS.items() if kind in name), None)
     few = _few(arguments, scratch)
     pairs: dict[tuple[int, str], list[tuple[float, float]]] = {}
@@ -325,7 +326,7 @@ def _stream(arguments: argparse.Namespace, *, on_disk: bool) -> dict[str, float]
 
     from classifier.processor import load_preprocess
     from cluster.session import ray_session
-    from cluster.sizing import admission_cpus, physical_cores, plan_training
+    from cluster.sizing import admission_cpus, plan_training
     from training.batches import Pixels
     from training.feed import Feed, FeedPlan
     from training.stream import TASKS_A_CORE, decode_tasks
@@ -379,7 +380,7 @@ def _loader(arguments: argparse.Namespace) -> dict[str, float]:
         def __getitem__(self, place: int) -> Any:
             return torch.from_numpy(load_pixels(files[place].read_bytes(), spec))
 
-    batches = DataLoader(Files(), batch_size=BATCH, num_workers=len(os.sched_getaffinity(0)))
+    batches = DataLoader(Files(), batch_size=BATCH, num_workers=physical_cores())
     return {"per_s": _steady(len(batch) for batch in batches)}
 
 

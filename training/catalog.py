@@ -33,7 +33,6 @@ _SCHEMA = pa.schema([*ROW, pa.field("split", pa.string()), pa.field("state", pa.
 
 _LISTED = pa.schema(
     [
-        pa.field("place", pa.int64()),
         *(ROW.field(name) for name in ("path", "label", "size_bytes", "modified_ns")),
         pa.field("aside", pa.string()),  # why it is not even opened
     ]
@@ -147,8 +146,8 @@ def _listed(entries: list[Entry]) -> pa.Table:
     parts = [_LISTED.empty_table()]
     for start in range(0, len(entries), 1000):
         rows = [
-            (place, entry.path, entry.label, entry.size_bytes, entry.modified_ns, entry.reason)
-            for place, entry in enumerate(entries[start : start + 1000], start)
+            (entry.path, entry.label, entry.size_bytes, entry.modified_ns, entry.reason)
+            for entry in entries[start : start + 1000]
         ]
         columns = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), _LISTED, strict=True)]
         parts.append(pa.Table.from_arrays(columns, schema=_LISTED))
