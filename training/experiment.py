@@ -64,6 +64,7 @@ def run_experiment(experiment: Experiment, folder: RunFolder) -> None:
             failures += 1
         if failures > most:
             raise TrainingFailed(f"more was lost than trainer.max_failures={most} allows; see above") from error
+        _answer(feed.give_room_back.remote())
         time.sleep(_PAUSE_S)
         experiment = replace(experiment, job=_next_job(experiment.job, folder))
 
@@ -144,7 +145,7 @@ def _run_trial(_: dict[str, Any], *, experiment: Experiment) -> None:
     from ray.train.torch import TorchConfig
 
     from training.failures import FailureReport, GrowthReport
-    from training.trainer import ReportToTune, Trainer
+    from training.trainer import ReportToTune, RoomReport, Trainer
     from training.worker import OwnInterface, run_worker
 
     plan, job, limit_s = experiment.plan, experiment.job, experiment.hang_after_s
@@ -176,7 +177,13 @@ def _run_trial(_: dict[str, Any], *, experiment: Experiment) -> None:
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=experiment.keep, checkpoint_score_attribute="score", checkpoint_score_order="max"
             ),
-            callbacks=[FailureReport(job.feed), GrowthReport(job.feed), ReportToTune(), OwnInterface()],
+            callbacks=[
+                FailureReport(job.feed),
+                GrowthReport(job.feed),
+                RoomReport(job.feed),
+                ReportToTune(),
+                OwnInterface(),
+            ],
         ),
     ).fit()
 

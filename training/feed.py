@@ -79,6 +79,7 @@ class Feed:
         self._events: list[dict[str, Any]] = []
         self._fault: dict[str, Any] | None = None
         self._failures = 0
+        self._room: Any = None
 
     async def start(self) -> None:
         """Begin to decode, unless an earlier trial has seen to it."""
@@ -164,6 +165,18 @@ class Feed:
     async def verdict(self) -> tuple[dict[str, Any] | None, int]:
         """The fault of the code, if there was one, and how many failures of the cluster there were."""
         return self._fault, self._failures
+
+    async def take_room(self, room: Any) -> None:
+        """The placement group that the workers run in."""
+        self._room = room
+
+    async def give_room_back(self) -> None:
+        """The controller is gone: without its workers' room there may be none for the next one's."""
+        from ray.util import remove_placement_group
+
+        if self._room is not None:
+            remove_placement_group(self._room)
+            self._room = None
 
     async def stop(self) -> None:
         """The user asks to stop."""

@@ -9,30 +9,32 @@ from ray import tune
 from ray.train import Result, UserCallback
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal import constants
-from ray.train.v2._internal.callbacks import placement_group_callback
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ScalingDecision
 
-from training.cleaner import OwnCleaner
 from training.failures import CodeFailed
 
 # As long as Ray Train waits for a fixed number of workers, with all its attempts.
 _ROOM_WITHIN_S = 900.0
+_ANSWER_WITHIN_S = 30.0
+# Two actors of Ray Train, each a process to start. One hands out dataset shards; ours come from the Feed. The other looks
+# once a second, by way of the dashboard, whether the controller lives, to give its workers' room back; see RoomReport.
+_DROPPED = (DatasetsCallback, PlacementGroupCleanerCallback)
 
 
 class Trainer(TorchTrainer):
     """Runs inside the actor of a Tune trial."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        # A process that hands out dataset shards, started before the workers may begin; ours come from the Feed.
-        return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
+        return [each for each in super()._create_default_callbacks() if not isinstance(each, _DROPPED)]
 
     def _initialize_and_run_controller(self, **options: Any) -> Result:
         # Train would start an actor beside the trial, which then only waits for it: several seconds of imports.
         # as in `experiment._fit`: what is given again makes an environment of its own
         constants.ENV_VARS_TO_PROPAGATE.clear()
-        placement_group_callback.PlacementGroupCleaner = OwnCleaner
         if isinstance(options["scaling_policy"], ElasticScalingPolicy):
             feed = self.train_loop_config["job"].feed
             options["scaling_policy"] = PatientPolicy(self.scaling_config, feed, room_within_s=_ROOM_WITHIN_S)
@@ -66,7 +68,7 @@ class PatientPolicy(ElasticScalingPolicy):
                 f"for {self._room_within_s / 60:.0f} minutes there was no room for the {self.scaling_config.min_workers} "
                 "workers that num_workers asks for at least; add machines, then resume="
             )
-            ray.get(self._feed.blame.remote({"line": line, "traceback": line, "users": True}), timeout=30)
+            ray.get(self._feed.blame.remote({"line": line, "traceback": line, "users": True}), timeout=_ANSWER_WITHIN_S)
             raise CodeFailed(line)
         return decision
 
@@ -78,3 +80,15 @@ class ReportToTune(UserCallback):
         """Called in the controller, once for each report of all workers."""
         del run_context, checkpoint  # it is in Train's storage already
         tune.report(metrics[0])
+
+
+class RoomReport(WorkerGroupCallback):
+    """Tells the feed what room the workers take: a controller that is lost cannot give it back, and Ray keeps it for the job."""
+
+    def __init__(self, feed: Any) -> None:
+        self._feed = feed
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """Called whenever workers have been started."""
+        room = worker_group.get_worker_group_state().placement_group_handle.placement_group
+        ray.get(self._feed.take_room.remote(room), timeout=_ANSWER_WITHIN_S)

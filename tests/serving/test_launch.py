@@ -131,7 +131,7 @@ def test_serve_run_answers_and_says_how_to_be_faster(animals: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["model=NOWHERE"], "neither a model folder nor a dataset"),
+        (["model=NOWHERE", f"port={free_port()}"], "neither a model folder nor a dataset"),
         (["modle=EXAMS"], "did you mean model?"),
         (["model=EXAMS", "port=none"], "port=none"),
         (["EXAMS"], "expected key=value"),
