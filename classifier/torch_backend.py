@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from classifier.errors import ClusterError
+from classifier.memory import keep_freed_memory
 from classifier.network import Network
 
 
@@ -18,6 +19,7 @@ class TorchBackend:
     def __init__(self, network: Network, *, on_gpu: bool, threads: int | None = None) -> None:
         if on_gpu and not torch.cuda.is_available():
             raise ClusterError("device=gpu, but PyTorch sees no GPU here; set device=cpu or device=auto")
+        keep_freed_memory()
         if threads is not None:
             torch.set_num_threads(threads)  # of the whole process: torch has no other setting
         self.device = "cuda" if on_gpu else "cpu"

@@ -1,5 +1,6 @@
 """A run is a Tune experiment of one trial, and the trial is a Ray Train TorchTrainer."""
 
+import functools
 import os
 import sys
 import time
@@ -158,8 +159,9 @@ def _run_trial(_: dict[str, Any], *, experiment: Experiment) -> None:
     job.feed.start.remote()
     resources = {"CPU": plan.cpus_per_worker} | ({"GPU": 1} if plan.use_gpu else {})
     Trainer(
-        run_worker,
-        train_loop_config={"job": job},
+        functools.partial(run_worker, job=job),
+        feed=job.feed,
+        train_loop_config=job.config,
         torch_config=TorchConfig(timeout_s=max(1, round(limit_s))),
         scaling_config=ray.train.ScalingConfig(
             num_workers=plan.elastic or plan.num_workers,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from classifier.memory import keep_freed_memory
 from classifier.preprocess import PreprocessSpec
 from cluster.sizing import physical_cores, threads_here
 from training.config import TrainConfig
@@ -41,12 +42,17 @@ class Job:
     feed: Any  # handle of the Feed actor
 
 
-def train_loop(options: dict[str, Any]) -> None:
-    """Train, stop by the rule, then score the test split with the best weights and write the model folder."""
+def train_loop(job: Job, *, attempt: str, start: str | None) -> None:
+    """Train, stop by the rule, then score the test split with the best weights and write the model folder.
+
+    Args:
+        job: what to do.
+        attempt: the same for all workers that were started together.
+        start: the checkpoint file that they go on from.
+    """
+    keep_freed_memory()
     import torch
 
-    job: Job = options["job"]
-    attempt: str = options["attempt"]
     with _without_scipy_signal():
         import lightning.pytorch as lightning
     import ray
@@ -57,6 +63,7 @@ def train_loop(options: dict[str, Any]) -> None:
     from training.epoch_report import DirectCheckpointIO, EpochReport, report
     from training.failures import patiently
     from training.module import ClassifierModule
+    from training.precision import keep_depthwise_in_float32, lightning_precision
     from training.run_folder import RunFolder
     from training.watch import Watch
 
@@ -66,9 +73,11 @@ def train_loop(options: dict[str, Any]) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(threads_here(job.threads, workers=context.get_local_world_size(), cores=physical_cores()))
     folder = RunFolder(job.folder)
-    network = _network(job, config, spec, rank=rank)
-
     on_gpu = torch.cuda.is_available() and config.trainer.device != "cpu"
+    precision = lightning_precision(config.trainer.precision, on_gpu=on_gpu)
+    network = _network(job, config, spec, rank=rank)
+    if precision == "bf16-mixed" and not on_gpu:
+        keep_depthwise_in_float32(network)
     place = {"rank": rank, "world_size": world_size, "batch_size": config.data.batch_size, "pin": on_gpu}
     epochs: EpochReport
     batches = TrainBatches(
@@ -110,7 +119,7 @@ def train_loop(options: dict[str, Any]) -> None:
         # buffers are averaged once an epoch by the module, instead of sent before every step
         strategy=RayDDPStrategy(broadcast_buffers=False) if world_size > 1 else "auto",
         plugins=[DirectCheckpointIO(), *([RayLightningEnvironment()] if world_size > 1 else [])],
-        precision=_precision(config, on_gpu=on_gpu),
+        precision=precision,
         logger=_logger(config, folder) if rank == 0 else False,
         callbacks=[*_averaging(config), watch, epochs],
         enable_checkpointing=False,
@@ -125,7 +134,7 @@ def train_loop(options: dict[str, Any]) -> None:
             module,
             train_dataloaders=batches,
             val_dataloaders=validation,
-            ckpt_path=options["start"],
+            ckpt_path=start,
             weights_only=True,
         )
     except StopRequested:
@@ -195,23 +204,6 @@ def _averaging(config: TrainConfig) -> list[Any]:
     from training.averaging import WarmedUpAverage
 
     return [WarmedUpAverage(decay=config.model.average_decay)]
-
-
-def _precision(config: TrainConfig, *, on_gpu: bool) -> Any:
-    """Lightning's name for it. Weights, averages, loss and statistics are 32-bit floats in either."""
-    import torch
-
-    asked = config.trainer.precision
-    if asked == "auto":
-        # Emulated, it is slower: this asks for AMX or AVX-512 BF16, or for tensor cores that take it.
-        cpu = torch.cpu.get_capabilities()
-        computes = (
-            torch.cuda.is_bf16_supported(including_emulation=False)
-            if on_gpu
-            else (cpu.get("amx_bf16", False) or cpu.get("avx512_bf16", False))
-        )
-        asked = "bf16" if computes else 32
-    return "bf16-mixed" if asked == "bf16" else "32-true"
 
 
 def _logger(config: TrainConfig, folder: Any) -> Any:

@@ -28,6 +28,10 @@ _DROPPED = (DatasetsCallback, PlacementGroupCleanerCallback)
 class Trainer(TorchTrainer):
     """Runs inside the actor of a Tune trial."""
 
+    def __init__(self, train_loop_per_worker: Any, *, feed: Any, **options: Any) -> None:
+        super().__init__(train_loop_per_worker, **options)
+        self._feed = feed
+
     def _create_default_callbacks(self) -> list[Any]:
         return [each for each in super()._create_default_callbacks() if not isinstance(each, _DROPPED)]
 
@@ -36,8 +40,7 @@ class Trainer(TorchTrainer):
         # as in `experiment._fit`: what is given again makes an environment of its own
         constants.ENV_VARS_TO_PROPAGATE.clear()
         if isinstance(options["scaling_policy"], ElasticScalingPolicy):
-            feed = self.train_loop_config["job"].feed
-            options["scaling_policy"] = PatientPolicy(self.scaling_config, feed, room_within_s=_ROOM_WITHIN_S)
+            options["scaling_policy"] = PatientPolicy(self.scaling_config, self._feed, room_within_s=_ROOM_WITHIN_S)
         controller = TrainController(**options)
         asyncio.run(controller.run())
         return controller.get_result()

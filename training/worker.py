@@ -53,17 +53,18 @@ def interface_of(address: str) -> str | None:
     return None
 
 
-def run_worker(options: dict[str, Any]) -> None:
+def run_worker(_: dict[str, Any], *, job: Job) -> None:
     """What Ray runs in each worker.
+
+    Its first argument is what Ray's dashboard shows of the run; the job would be there with every picture's path.
 
     Raises:
         CodeFailed, SystemFailed: instead of whatever was raised, which may not survive pickling.
     """
-    job: Job = options["job"]
     try:
         attempt, start = _agree(job)
         _join(job, attempt)
-        train_loop({**options, "attempt": attempt, "start": start})
+        train_loop(job, attempt=attempt, start=start)
     except SystemFailed:
         raise
     except Exception as error:

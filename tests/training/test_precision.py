@@ -1,0 +1,91 @@
+"""In which numbers a network is trained: what bf16 must not make slow, and what it must not change."""
+
+import copy
+import ctypes
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from classifier.memory import keep_freed_memory
+from training.precision import keep_depthwise_in_float32
+
+
+def _network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2),
+        nn.Conv2d(8, 8, 3, stride=2, groups=8),  # MobileNet's, with a stride
+        nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        nn.Conv2d(8, 8, 7, padding=3, groups=8),  # ConvNeXt's
+        nn.Conv2d(8, 8, 3, stride=2, groups=4),
+    )
+
+
+def _outputs(network: nn.Sequential) -> list[Tensor]:
+    outputs: list[Tensor] = []
+    for module in network:
+        module.register_forward_hook(lambda _, __, output: outputs.append(output))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        network(torch.rand(2, 3, 33, 33)).float().sum().backward()
+    return outputs
+
+
+def test_depthwise_convolutions_that_a_cpu_is_slow_at_stay_in_float32() -> None:
+    """Those with a stride or a large kernel; the others are faster in bf16."""
+    network = _network()
+    keep_depthwise_in_float32(network)
+
+    kinds = [output.dtype for output in _outputs(network)]
+
+    assert kinds == [torch.bfloat16, torch.float32, torch.bfloat16, torch.float32, torch.bfloat16]
+
+
+def test_their_weights_keep_their_names_and_are_copied_with_the_network() -> None:
+    """Checkpoints fit, and the moving average's copy computes with its own weights."""
+    plain, network = _network(), _network()
+    keep_depthwise_in_float32(network)
+    averaged = copy.deepcopy(network)
+    with torch.no_grad():
+        averaged[1].weight.zero_()
+
+    network.load_state_dict(plain.state_dict())
+
+    pixels = torch.rand(2, 3, 33, 33)
+    assert torch.equal(network(pixels), plain(pixels))
+    assert not torch.equal(averaged(pixels), plain(pixels))
+
+
+_PAGES = """
+import resource, sys, torch
+from classifier.memory import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+torch.set_num_threads(1)
+def touch():
+    torch.ones(20 << 20)  # 80 MiB: a large layer's output
+for _ in range(20):
+    touch()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    touch()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_the_memory_of_a_step_is_used_again() -> None:
+    """Else the system clears every page of every large tensor anew, in each step."""
+    if not hasattr(ctypes.CDLL(None), "mallopt"):
+        keep_freed_memory()  # does nothing
+        pytest.skip("this C library has no mallopt")
+
+    faults = {
+        how: int(
+            subprocess.run([sys.executable, "-c", _PAGES, how], check=True, capture_output=True, timeout=60).stdout
+        )
+        for how in ("kept", "given back")
+    }
+
+    assert faults["kept"] < faults["given back"] / 4
