@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from cluster import configuration
+from cluster.terminal import run_command
 from tests.training.digits import write_picture
+from training import digits
 from training.run import main
 from training.settings import read_settings
 
@@ -119,6 +121,19 @@ def test_help_explains_every_setting(capfd: pytest.CaptureFixture[str]) -> None:
     for key, default in (("model.lr", "0.0001"), ("callbacks.early_stopping.patience", "3"), ("num_workers", "auto")):
         assert re.search(rf"^  {re.escape(key)} +{default} +\w", output, re.MULTILINE), key
     assert "learning rate of AdamW" in output
+
+
+@pytest.mark.parametrize(("argument", "exit_code"), [("--help", 0), ("here", 2)])
+def test_the_digits_are_not_written_where_help_or_something_else_is_asked_for(
+    argument: str, exit_code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It takes no settings, and says so."""
+    monkeypatch.chdir(tmp_path)
+
+    assert run_command(digits.main, [argument]) == exit_code
+
+    assert "1,797 pictures of digits to data/raw_data/DIGITS; it takes no settings" in capfd.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_dataset_may_stand_in_the_yaml(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
