@@ -22,6 +22,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         write_picture(tmp_path / f"data/raw_data/EXAMS/bad/{number}.png", colour=(0, number, 9))
     write_picture(tmp_path / "data/raw_data/ALONE/only/1.png")
     (tmp_path / "data/raw_data/EMPTY").mkdir()
+    for name in (
+        "cat/1.heic",
+        "cat/2.HEIC",
+        "dog/3.heic",
+        "dog/notes",
+        "ok/notes.txt",
+        "ok/1.jpg",
+        "ok/2.jpg",
+        "ok/3.jpg",
+    ):
+        (tmp_path / "data/raw_data/PHONE" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data/raw_data/PHONE" / name).write_bytes(b"x")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return tmp_path
@@ -54,10 +66,15 @@ TINY = ["ds=EXAMS", "model=tiny"]
         (["EXAMS"], "Error: EXAMS: expected key=value"),
         (["md=EXAMS"], "Error: md: no such setting; did you mean ds?"),
         (["ds=EXAM"], "ds=EXAM: no such dataset; put its pictures in data/raw_data/EXAM/<class>/<picture>"),
-        (["ds=EXAM"], "datasets in data/raw_data: ALONE, EMPTY, EXAMS"),
+        (["ds=EXAM"], "datasets in data/raw_data: ALONE, EMPTY, EXAMS, PHONE"),
         (["ds=../x"], "ds=../x is a path"),
         (["ds=EMPTY"], "has no class folders; need at least 2"),
         (["ds=ALONE"], "has 1 class folder (only); need at least 2"),
+        (["ds=PHONE"], "PHONE: 2 of 3 classes have fewer than 3 pictures (cat has 0, dog has 0); need one for each"),
+        (
+            ["ds=PHONE"],
+            "; passed over because of the suffix: 3 .heic, 1 no suffix; convert pictures to one of .bmp, .gif, .jpeg, ",
+        ),
         ([*TINY, "model.lrr=1"], "model.lrr: no such setting; did you mean model.lr?"),
         ([*TINY, "lr=1"], "lr: no such setting; did you mean model.lr?"),
         ([*TINY, "model.lr=fast"], "model.lr=fast"),
