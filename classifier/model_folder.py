@@ -99,7 +99,10 @@ def write_model(
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
         network.backbone.save_pretrained(scratch)
-        (Path(scratch) / "preprocessor_config.json").write_text(json.dumps(spec.processor, indent=2) + "\n")
+        written = Path(scratch) / "preprocessor_config.json"
+        written.write_text(json.dumps(spec.processor, indent=2) + "\n")
+        # safetensors lets nobody but the owner read, whatever the umask: a shared model could not be loaded
+        (Path(scratch) / WEIGHTS).chmod(stat.S_IMODE(written.stat().st_mode))
         manifest = Manifest(
             name=name,
             labels=labels,
@@ -181,6 +184,10 @@ def check_file(folder: Path, file: str, manifest: Manifest) -> None:
         if not stat.S_ISREG((folder / file).stat().st_mode):  # a FIFO would be waited on for ever
             raise BadModelFolder(f"{folder / file} is not a file; copy the whole model folder again")
         found = sha256(folder / file)
+    except PermissionError as error:
+        raise BadModelFolder(
+            f"{folder / file} cannot be read: {error.strerror}; its owner lets others read it with: chmod a+r"
+        ) from error
     except OSError as error:
         raise BadModelFolder(
             f"{folder / file} cannot be read: {error.strerror}; copy the whole model folder again"

@@ -4,13 +4,20 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from classifier.errors import ConfigError
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
 CONFIGS_DIR = Path(__file__).resolve().parent.parent / "configs"
+
+# Settings of different commands, or of different programs, that mean the same: one is typed where another is meant.
+_SYNONYMS = ({"model", "md", "ds"}, {"trainer", "device"}, {"lr", "learning_rate"})
 
 
 class Section(BaseModel):
@@ -56,14 +63,15 @@ def compose(
 
 def _overridden(base: dict[str, Any], overrides: Sequence[str]) -> Any:
     """Overrides on top of plain settings; a group (`trainer=cpu`) replaces its section by the group's file."""
+    from hydra import compose as hydra_compose
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
     settings = OmegaConf.create(base)
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key, value = override.key_or_group, override.value()
-        group = CONFIGS_DIR / key / f"{value}.yaml"
-        OmegaConf.update(settings, key, OmegaConf.load(group) if group.is_file() else value)
+        is_group = (CONFIGS_DIR / key / f"{value}.yaml").is_file()
+        OmegaConf.update(settings, key, hydra_compose(f"{key}/{value}")[key] if is_group else value)
     return settings
 
 
@@ -76,7 +84,7 @@ def validate(schema: type[SectionT], plain: Any) -> SectionT:
     try:
         return schema.model_validate(plain)
     except ValidationError as error:
-        raise ConfigError(_pydantic_sentence(error, list(leaf_keys(schema)))) from error
+        raise ConfigError(_pydantic_sentence(error, schema)) from error
 
 
 def leaf_keys(schema: type[BaseModel], prefix: str = "") -> Iterable[str]:
@@ -90,12 +98,12 @@ def leaf_keys(schema: type[BaseModel], prefix: str = "") -> Iterable[str]:
 
 
 def help_rows(schema: type[BaseModel], plain: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str, str]]:
-    """(key, default, what it does) for every key, from the schema's descriptions and the YAML's values."""
+    """(key, default, what it does) for every key, from the schema's descriptions and choices and the YAML's values."""
     for field, info in schema.model_fields.items():
         section = _section_of(info.annotation)
         value = plain.get(field) if isinstance(plain, dict) else None
         if section is None:
-            yield prefix + field, "" if value is None else str(value), info.description or ""
+            yield prefix + field, "" if value is None else str(value), _meaning(info)
         else:
             yield from help_rows(section, value if isinstance(value, dict) else {}, f"{prefix}{field}.")
 
@@ -127,6 +135,12 @@ def defaults(name: str) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
+def _meaning(info: FieldInfo) -> str:
+    choices = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
+    one_of = f"one of {', '.join(map(str, choices))}" if choices else ""
+    return "; ".join(part for part in (info.description, one_of) if part)
+
+
 def _section_of(annotation: Any) -> type[BaseModel] | None:
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
@@ -134,16 +148,21 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _kinds(schema: type[BaseModel], key: str) -> set[Any]:
-    """The types that the value of a dotted key may have, None left out; empty where a part of the key is no section."""
-    *sections, field = key.split(".")
+def _field(schema: type[BaseModel], key: str) -> FieldInfo | None:
+    """The field that a dotted key leads to, a section or a value; None where there is none."""
+    *sections, name = key.split(".")
     for section in sections:
         info = schema.model_fields.get(section)
         inner = _section_of(info.annotation) if info else None
         if inner is None:
-            return set()
+            return None
         schema = inner
-    info = schema.model_fields.get(field)
+    return schema.model_fields.get(name)
+
+
+def _kinds(schema: type[BaseModel], key: str) -> set[Any]:
+    """The types that the value of a dotted key may have, None left out; empty where there is no such value."""
+    info = _field(schema, key)
     if info is None:
         return set()
     return set(get_args(info.annotation)) - {type(None)} or {info.annotation}
@@ -152,18 +171,24 @@ def _kinds(schema: type[BaseModel], key: str) -> set[Any]:
 def _quoted(override: str, schema: type[BaseModel], keys: list[str]) -> str:
     """Check an override's form and key, and quote free text, so that `file=photo (1).jpg` is taken as it stands."""
     if "=" not in override[1:]:
-        raise ConfigError(f"{override}: expected key=value, for example ds=EXAMS; --help lists the keys")
+        example = f"{next(iter(schema.model_fields))}=EXAMS"
+        raise ConfigError(
+            f"{override}: expected key=value, for example {example} (no spaces, no dashes); --help lists the keys"
+        )
+    if override.startswith("--"):
+        raise ConfigError(f"{override}: settings are written without dashes: {override.lstrip('-')}")
     key, _, value = override.partition("=")
     bare = key.lstrip("+~")
-    groups = {entry.name for entry in CONFIGS_DIR.iterdir() if entry.is_dir()}
-    if bare in groups:
+    if bare in schema.model_fields and (CONFIGS_DIR / bare).is_dir():
         options = sorted(file.stem for file in (CONFIGS_DIR / bare).glob("*.yaml"))
         if value not in options:
-            raise ConfigError(f"{bare}={value}: expected one of {', '.join(options)} (files in configs/{bare}/)")
+            name = f"{bare}.{bare}_name"
+            hint = f"; for a {bare} by its name or folder: {name}={value}" if value and name in keys else ""
+            raise ConfigError(f"{bare}={value}: expected one of {', '.join(options)} (files in configs/{bare}/){hint}")
         return override
     known = bare in keys or any(bare.startswith(f"{free}.") or free.startswith(f"{bare}.") for free in keys)
     if not known:
-        raise ConfigError(_unknown(bare, keys + sorted(groups)))
+        raise ConfigError(_unknown(bare, keys))
     kinds = _kinds(schema, bare)
     if any(get_origin(kind) is dict for kind in kinds) and key == bare:
         return f"++{override}"  # free-form: its own keys are nobody's to know
@@ -182,8 +207,22 @@ def _escaped(text: str) -> str:
 
 
 def _unknown(key: str, keys: list[str]) -> str:
-    nearest = [known for known in keys if known.endswith(f".{key}")][:1]  # `lr` for `model.lr`
-    nearest = nearest or difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+    """Say that there is no such setting, and which one may be meant.
+
+    One of that name in a section (`lr` for `model.lr`), one that means the same, one whose name holds the word
+    (`epochs` for `trainer.max_epochs`), one that is spelled almost so; in this order.
+    """
+    word = key.rpartition(".")[2]
+    same = {other for synonyms in _SYNONYMS if word in synonyms for other in synonyms}
+    sections = sorted({known.rpartition(".")[0] for known in keys} - {""})
+    name_of = {known: known.rpartition(".")[2] for known in (*keys, *sections)}
+    ways = (
+        [known for known, name in name_of.items() if name == word],
+        [known for known in keys if name_of[known] in same],
+        [known for known, name in name_of.items() if len(word) > 2 and word in name],
+    )
+    nearest = difflib.get_close_matches(key, next(filter(None, ways), []), n=1, cutoff=0)
+    nearest = nearest or difflib.get_close_matches(key, name_of, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]}?" if nearest else "--help lists the keys"
     return f"{key}: no such setting; {hint}"
 
@@ -193,20 +232,39 @@ def _hydra_sentence(error: Exception) -> str:
     return f"the settings cannot be read: {text[:300]}"
 
 
-def _pydantic_sentence(error: ValidationError, keys: list[str]) -> str:
+def _pydantic_sentence(error: ValidationError, schema: type[BaseModel]) -> str:
     # A mistyped key is reported twice, as unknown and as missing; only the first helps.
     first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in first["loc"] if not _is_union_tag(part))
+    key = _key_of(first)
+    keys = list(leaf_keys(schema))
     match first["type"]:
         case "extra_forbidden":
             return _unknown(key, keys)
         case "missing":
             return f"{key}: not set, and it has no default; --help says what it means"
+        case "model_type" if key:
+            off = "; null switches it off" if _takes_null(schema, key) else ""
+            below = next(known for known in keys if known.startswith(f"{key}."))
+            message = f"expected settings below it, such as {below}{off}"
         case _:
-            message = first["msg"].removeprefix("Value error, ")
+            # what a value may be instead is told one by one: `int | Literal["auto"]`
+            messages = [fault["msg"].removeprefix("Value error, ") for fault in error.errors() if _key_of(fault) == key]
+            message = " or ".join([messages[0], *(each.removeprefix("Input should be ") for each in messages[1:])])
             message = message[:1].lower() + message[1:]
-            found = "null" if first["input"] is None else first["input"]
-            return f"{key}={found}: {message}" if key else message
+    if not key:
+        return message
+    if isinstance(first["input"], dict):  # of a section: what is wrong with it says which values are meant
+        return f"{key}: {message}"
+    return f"{key}={'null' if first['input'] is None else first['input']}: {message}"
+
+
+def _takes_null(schema: type[BaseModel], key: str) -> bool:
+    info = _field(schema, key)
+    return info is not None and type(None) in get_args(info.annotation)
+
+
+def _key_of(fault: "ErrorDetails") -> str:
+    return ".".join(str(part) for part in fault["loc"] if not _is_union_tag(part))
 
 
 def _is_union_tag(part: Any) -> bool:

@@ -8,10 +8,15 @@ import secrets
 import sys
 from pathlib import Path
 
-from classifier.errors import ClusterError, OutputError
-from cluster.terminal import Terminal, run_command
+from classifier.errors import ClusterError, ConfigError, OutputError
+from cluster.terminal import EXIT_OK, Terminal, run_command
 
 _TOKEN_BYTES = 32
+_ABOUT = """
+python -m cluster.prepare TOKEN [FOLDER ...]
+
+Writes a new random token into the file TOKEN, unless there is one, and makes sure that each FOLDER can be written.
+"""
 
 
 def make_token(file: Path) -> bool:
@@ -59,11 +64,16 @@ def check_writable(folder: Path) -> None:
 
 def prepare(arguments: list[str], terminal: Terminal) -> int:
     """Make the token (first argument), then check every folder (the others)."""
+    if {"-h", "--help"} & set(arguments):
+        terminal.say(_ABOUT.strip())
+        return EXIT_OK
+    if not arguments or any(argument.startswith("-") for argument in arguments):
+        raise ConfigError("expected the token's file, then folders; --help says what is done with them")
     token, *folders = (Path(argument) for argument in arguments)
     terminal.say(f"{token}: {'made' if make_token(token) else 'kept'}")
     for folder in folders:
         check_writable(folder)
-    return 0
+    return EXIT_OK
 
 
 if __name__ == "__main__":

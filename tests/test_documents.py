@@ -2,10 +2,12 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
+from cluster import configuration
 from cluster.configuration import CONFIGS_DIR, compose, defaults
 from training.config import TrainConfig
 
@@ -22,11 +24,11 @@ def _commands(program: str) -> list[list[str]]:
     return found
 
 
-def _overrides_in_tables() -> list[str]:
-    """`key=value` in the README's table of settings."""
+def _overrides_in_tables() -> list[list[str]]:
+    """What the README's table of settings says to type, `key=value` once or several times."""
     table = re.search(r"\| to change \| type \|\n(.*?)\n\n", (ROOT / "README.md").read_text(), re.DOTALL)
     assert table
-    return [word for code in re.findall(r"`([^`]+)`", table[1]) for word in code.split() if re.match(r"[\w.]+=", word)]
+    return [code.split() for code in re.findall(r"`([\w.]+=[^`]+)`", table[1])]
 
 
 def test_every_training_command_in_the_documents_is_understood() -> None:
@@ -41,10 +43,10 @@ def test_every_training_command_in_the_documents_is_understood() -> None:
         assert compose(TrainConfig, name="train", overrides=known).ds
 
 
-@pytest.mark.parametrize("override", _overrides_in_tables())
-def test_every_setting_in_the_readme_is_understood(override: str) -> None:
+@pytest.mark.parametrize("overrides", _overrides_in_tables(), ids=" ".join)
+def test_every_setting_in_the_readme_is_understood(overrides: list[str]) -> None:
     """One by one, on top of the defaults."""
-    compose(TrainConfig, name="train", overrides=["ds=EXAMS", override])
+    compose(TrainConfig, name="train", overrides=["ds=EXAMS", *overrides])
 
 
 def test_every_folder_job_command_in_the_documents_is_understood() -> None:
@@ -69,6 +71,18 @@ def test_every_folder_job_command_in_the_documents_is_understood() -> None:
 def test_every_file_in_configs_is_a_valid_choice(override: str) -> None:
     """A stale key in one of them would be found by the first user who chooses it."""
     compose(TrainConfig, name="train", overrides=["ds=EXAMS", override])
+
+
+def test_one_file_holds_the_most_epochs_whatever_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Changed in auto.yaml, the number counts with `trainer=cpu` and `trainer=gpu` too."""
+    configs = shutil.copytree(CONFIGS_DIR, tmp_path / "configs")
+    auto = configs / "trainer/auto.yaml"
+    auto.write_text(auto.read_text().replace("max_epochs: 50", "max_epochs: 7"))
+    monkeypatch.setattr(configuration, "CONFIGS_DIR", configs)
+
+    for device in ("auto", "cpu", "gpu"):
+        trainer = compose(TrainConfig, name="train", overrides=["ds=EXAMS", f"trainer={device}"]).trainer
+        assert (trainer.device, trainer.max_epochs) == (device, 7)
 
 
 def test_every_file_in_configs_is_covered_by_a_test() -> None:

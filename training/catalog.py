@@ -1,12 +1,13 @@
 """The catalog: what every file of a dataset is, which split it is in, or why it is set aside.
 
-`data/metadata/DS/` holds it: `catalog.parquet`, a row for every file met, and `data_info.yaml`, the summary.
+`data/metadata/DS/` holds it: `catalog.parquet`, a row for every file met, and `data_info.yaml`, the summary; and what a
+person wants to look at, `set_aside.csv` and `conflicts.csv`.
 """
 
 import contextlib
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +17,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
+from pyarrow.csv import write_csv
 
 from classifier.errors import DatasetError, OutputError
 from cluster.bucket import Bucket, open_place
 from training.config import DataConfig
 from training.inspection import ROW
-from training.listing import Entry
-from training.root import Root, folders
+from training.listing import FEWEST_PICTURES, NO_PICTURE_SUFFIX, Entry, refuse_small_classes
+from training.root import Root
 from training.split import SPLITS, split_pictures
 
 CATALOG, INFO = "catalog.parquet", "data_info.yaml"
-_FEWEST_PICTURES = 3  # one for each split
-_SHOWN_NAMES = 5
+SET_ASIDE, CONFLICTS = "set_aside.csv", "conflicts.csv"
 
 _SCHEMA = pa.schema([*ROW, pa.field("split", pa.string()), pa.field("state", pa.string())])
 
@@ -48,6 +49,7 @@ class Catalog:
 
     name: str
     root: Root
+    folder: Root  # where it is kept
     table: pa.Table  # a row for every file met, sorted by path
     labels: tuple[str, ...]  # sorted; a class's code is its place here
     fingerprint: str  # over path, class and content of every used picture
@@ -63,6 +65,20 @@ class Catalog:
         counts = {split: Counter(self.pictures(split)["label"].to_pylist()) for split in SPLITS}
         counts["set_aside"] = Counter(reason for reason in self.table["reason"].to_pylist() if reason)
         return {key: dict(sorted(counter.items())) for key, counter in counts.items()}
+
+    def lists(self) -> dict[str, pa.Table]:
+        """What a person wants to look at.
+
+        Returns:
+            `set_aside.csv`: `path` and `reason` of the files that are not used. `conflicts.csv`: `path`, `label` and
+            `group` of the pictures that lie in another class too with the same content, group by group.
+        """
+        set_aside = self.table.filter(pc.is_valid(self.table["reason"])).select(["path", "reason"])
+        used = self.table.select(["path", "label", "group"]).filter(pc.equal(self.table["state"], "used"))
+        labels = used.group_by("group").aggregate([("label", "count_distinct")])
+        several = labels["group"].filter(pc.greater(labels["label_count_distinct"], 1)).combine_chunks()
+        conflicts = used.filter(pc.is_in(used["group"], value_set=several))
+        return {SET_ASIDE: set_aside, CONFLICTS: conflicts.sort_by([("group", "ascending"), ("path", "ascending")])}
 
     def info(self) -> dict[str, Any]:
         """What `data_info.yaml` holds."""
@@ -109,7 +125,7 @@ def prepare_catalog(
     if known is not None:
         table, info = known
         if info.get("listing") == _listing_digest(entries) and info.get("policy") == policy:
-            return _catalog(name, root, table, seed=seed, reused=True)
+            return _catalog(name, root, folder, table, seed=seed, reused=True)
         same_limits = info.get("policy", {}).get("max_pixels") == config.max_pixels
         found = _opened(table) if same_limits else ROW.empty_table()
     else:
@@ -125,15 +141,17 @@ def prepare_catalog(
     pa.default_memory_pool().release_unused()
     _check(name, root, table, max_bad_share=config.max_bad_share)
     table = _with_splits(table, config=config, seed=seed)
-    catalog = _catalog(name, root, table, seed=seed, reused=False)
-    _write(folder, catalog, listing=_listing_digest(entries), policy=policy)
+    catalog = _catalog(name, root, folder, table, seed=seed, reused=False)
+    _write(catalog, listing=_listing_digest(entries), policy=policy)
     return catalog
 
 
-def write_info(file: Path, catalog: Catalog) -> None:
-    """Write the summary that `data_info.yaml` is."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(catalog.info(), sort_keys=False))
+def write_summaries(folder: Path, catalog: Catalog) -> None:
+    """Write `data_info.yaml`, `set_aside.csv` and `conflicts.csv` into a run's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / INFO).write_text(yaml.safe_dump(catalog.info(), sort_keys=False))
+    for name, table in catalog.lists().items():
+        write_csv(table, folder / name)
 
 
 def _opened(table: pa.Table) -> pa.Table:
@@ -191,18 +209,17 @@ def _check(name: str, root: Root, table: pa.Table, *, max_bad_share: float) -> N
             f"{name}: {len(bad)} of {len(opened)} pictures cannot be used ({reasons}; the first is {bad['path'][0]}); at "
             f"most {max_bad_share:.0%} may be bad: mend or remove them, or raise data.max_bad_share"
         )
-    classes = [label for label in folders(root) if not label.startswith(".")]
-    different: dict[str, set[str]] = {label: set() for label in classes}
+    different: dict[str, set[str]] = defaultdict(set)
     for row in _rows(table.select(["label", "group"]).filter(pc.is_null(table["reason"]))):
-        if len(different[row["label"]]) < _FEWEST_PICTURES:
+        if len(different[row["label"]]) < FEWEST_PICTURES:
             different[row["label"]].add(row["group"])
-    small = {label: len(groups) for label, groups in different.items() if len(groups) < _FEWEST_PICTURES}
-    if small:
-        shown = ", ".join(f"{label} has {count}" for label, count in list(small.items())[:_SHOWN_NAMES])
-        raise DatasetError(
-            f"{name}: {len(small)} of {len(classes)} classes have fewer than {_FEWEST_PICTURES} different usable pictures "
-            f"({shown}); need one for each of train, val and test: add pictures, or move the class folder away"
-        )
+    refuse_small_classes(
+        name,
+        root,
+        Counter({label: len(groups) for label, groups in different.items()}),
+        what="different usable pictures",
+        passed_over=table["path"].filter(pc.equal(table["reason"], NO_PICTURE_SUFFIX)).to_pylist(),
+    )
 
 
 _NOT_OPENED = ("no_class_folder", "hidden", "no_picture_suffix", "name_not_utf8")
@@ -227,14 +244,23 @@ def _with_splits(table: pa.Table, *, config: DataConfig, seed: int) -> pa.Table:
     return table.set_column(table.schema.get_field_index("split"), "split", splits)
 
 
-def _catalog(name: str, root: Root, table: pa.Table, *, seed: int, reused: bool) -> Catalog:
+def _catalog(name: str, root: Root, folder: Root, table: pa.Table, *, seed: int, reused: bool) -> Catalog:
     used = table.filter(pc.equal(table["state"], "used"))
     digest = hashlib.sha256()
     for row in _rows(used.select(["path", "label", "sha256"])):
         digest.update(json.dumps(list(row.values())).encode())
     labels = tuple(sorted(pc.unique(used["label"]).to_pylist()))
     fingerprint = "sha256:" + digest.hexdigest()
-    return Catalog(name=name, root=root, table=table, labels=labels, fingerprint=fingerprint, seed=seed, reused=reused)
+    return Catalog(
+        name=name,
+        root=root,
+        folder=folder,
+        table=table,
+        labels=labels,
+        fingerprint=fingerprint,
+        seed=seed,
+        reused=reused,
+    )
 
 
 def _listing_digest(entries: list[Entry]) -> str:
@@ -258,12 +284,15 @@ def _content(folder: Root, name: str) -> bytes:
     return folder.read(name) if isinstance(folder, Bucket) else (folder / name).read_bytes()
 
 
-def _write(folder: Root, catalog: Catalog, *, listing: str, policy: dict[str, Any]) -> None:
+def _write(catalog: Catalog, *, listing: str, policy: dict[str, Any]) -> None:
     """Whole or not at all; the summary comes last, because it is what makes the table count."""
     mark = hashlib.sha256(listing.encode()).hexdigest()[:8]
-    with _writing(folder, CATALOG, mark) as stream:
+    with _writing(catalog.folder, CATALOG, mark) as stream:
         pq.write_table(catalog.table, stream)
-    with _writing(folder, INFO, mark) as stream:
+    for name, table in catalog.lists().items():
+        with _writing(catalog.folder, name, mark) as stream:
+            write_csv(table, stream)
+    with _writing(catalog.folder, INFO, mark) as stream:
         stream.write(yaml.safe_dump(catalog.info() | {"listing": listing, "policy": policy}, sort_keys=False).encode())
 
 

@@ -4,13 +4,14 @@ import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from cluster.configuration import Section
 from cluster.sizing import Workers
 
 Monitor = Literal["val_acc", "val_loss"]
 Mode = Literal["max", "min"]
+_BEST: dict[Monitor, Mode] = {"val_acc": "max", "val_loss": "min"}
 _MOST_WORKERS = 1024
 
 
@@ -89,20 +90,33 @@ class AugmentConfig(Section):
     crop_scale_min: float = Field(gt=0, le=1, description="cut out at least this share of the area; 1 for no cropping")
 
 
-class EarlyStoppingConfig(Section):
+class WatchedConfig(Section):
+    """What an epoch is judged by."""
+
+    monitor: Monitor = Field(description="what epochs are compared by")
+    mode: Mode = Field(description="whether its largest or its smallest value is the best")
+
+    @field_validator("mode")
+    @classmethod
+    def _the_monitors_own(cls, mode: Mode, info: ValidationInfo) -> Mode:
+        monitor = info.data.get("monitor")  # None: a wrong one, which is said of it already
+        if monitor is not None and mode != _BEST[monitor]:
+            raise ValueError(
+                f"expected {_BEST[monitor]} with monitor={monitor}, else the worst epoch would count as the best"
+            )
+        return mode
+
+
+class EarlyStoppingConfig(WatchedConfig):
     """When to stop before `trainer.max_epochs`."""
 
-    monitor: Monitor = Field(description="what must improve")
-    mode: Mode = Field(description="whether larger or smaller is better")
     patience: int = Field(ge=1, description="stop after this many epochs without improvement")
     min_delta: float = Field(ge=0, description="a smaller change is no improvement")
 
 
-class ModelCheckpointConfig(Section):
+class ModelCheckpointConfig(WatchedConfig):
     """Which epochs are kept."""
 
-    monitor: Monitor = Field(description="what the best epoch is best in")
-    mode: Mode = Field(description="whether larger or smaller is better")
     save_top_k: int = Field(ge=1, description="how many of the best epochs keep their .ckpt file")
 
 
@@ -141,8 +155,8 @@ class PathsConfig(Section):
 class TrainConfig(Section):
     """`configs/train.yaml` and the command line, checked."""
 
-    ds: str = Field(min_length=1, description="the dataset: the name of a folder in paths.raw_data")
-    category: str = Field(pattern=r"^[\w][\w.\-]*$", description="models go to paths.models/DS/CATEGORY/DATE/TIME")
+    ds: str = Field(description="the dataset: the name of a folder in paths.raw_data")
+    category: str = Field(description="models go to paths.models/DS/CATEGORY/DATE/TIME")
     num_workers: int | str = Field(
         description="training processes, auto, or 2..8 to start with what there is; a speed setting, not a result setting"
     )
@@ -163,6 +177,22 @@ class TrainConfig(Section):
             return self.num_workers
         fewest, _, most = self.num_workers.partition("..")
         return (int(fewest), int(most)) if most else "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_a_dataset(cls, plain: Any) -> Any:
+        if isinstance(plain, dict) and plain.get("ds") in (None, ""):
+            raise ValueError(
+                "ds is not set; expected the name of a dataset, for example ds=EXAMS; --help lists the settings"
+            )
+        return plain
+
+    @field_validator("category")
+    @classmethod
+    def _a_folders_name(cls, category: str) -> str:
+        if not re.fullmatch(r"\w[\w.-]*", category):
+            raise ValueError("expected a folder's name of letters, digits, _ - and ., without /")
+        return category
 
     @model_validator(mode="after")
     def _workers_in_range(self) -> Self:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cluster.terminal import EXIT_OK, Terminal, run_command
+from cluster.terminal import EXIT_BAD_INPUT, EXIT_OK, Terminal, run_command
 
 
 def write_digits(folder: Path) -> int:
@@ -25,8 +25,12 @@ def write_digits(folder: Path) -> int:
     return len(digits.target)
 
 
-def _command(_: list[str], terminal: Terminal) -> int:
+def main(arguments: list[str], terminal: Terminal) -> int:
+    """Write the digits where training looks for them, unless they are there."""
     folder = Path("data/raw_data/DIGITS")
+    if arguments:
+        terminal.say(f"python -m training.digits writes 1,797 pictures of digits to {folder}; it takes no settings.")
+        return EXIT_OK if arguments[0] in ("-h", "--help") else EXIT_BAD_INPUT
     count = len(list(folder.glob("*/*.png"))) if folder.is_dir() else 0
     if count:
         terminal.say(f"{folder} is there already, with {count:,} pictures.")
@@ -36,4 +40,4 @@ def _command(_: list[str], terminal: Terminal) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(_command, sys.argv[1:]))
+    sys.exit(run_command(main, sys.argv[1:]))

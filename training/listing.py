@@ -1,7 +1,8 @@
 """Every file of a dataset, before any is opened."""
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ from training.root import Root, folders
 
 NO_CLASS_FOLDER, HIDDEN, NO_PICTURE_SUFFIX = "no_class_folder", "hidden", "no_picture_suffix"
 NAME_NOT_UTF8 = "name_not_utf8"
+FEWEST_PICTURES = 3  # of a class: one for each split
+_SHOWN_NAMES = 5
 
 
 class Entry(NamedTuple):
@@ -55,6 +58,51 @@ def list_dataset(root: Root) -> list[Entry]:
         DatasetError: it cannot be listed, or there are fewer than two class folders.
     """
     return _list_bucket(root) if isinstance(root, Bucket) else _list_local(root)
+
+
+def check_candidates(name: str, root: Root, entries: Sequence[Entry]) -> None:
+    """Find out early, before any file is opened, whether each class folder may have pictures enough.
+
+    Raises:
+        DatasetError: one has fewer files that may be pictures than a class needs.
+    """
+    counts = Counter(entry.label for entry in entries if entry.reason is None)
+    passed_over = [entry.path for entry in entries if entry.reason == NO_PICTURE_SUFFIX]
+    refuse_small_classes(name, root, counts, what="pictures", passed_over=passed_over)
+
+
+def refuse_small_classes(
+    name: str, root: Root, counts: "Counter[str | None]", *, what: str, passed_over: Sequence[str]
+) -> None:
+    """Refuse a dataset with a class that cannot be split.
+
+    Args:
+        name: the dataset.
+        root: its folder, which says what classes there are: one without a file is one too.
+        counts: class -> how many it has of `what`.
+        what: what was counted, for the message.
+        passed_over: the files that are not opened because of their suffix.
+
+    Raises:
+        DatasetError: a class has fewer than three.
+    """
+    classes = [label for label in folders(root) if not label.startswith(".")]
+    small = {label: counts[label] for label in classes if counts[label] < FEWEST_PICTURES}
+    if not small:
+        return
+    shown = ", ".join(f"{label} has {count}" for label, count in list(small.items())[:_SHOWN_NAMES])
+    message = (
+        f"{name}: {len(small)} of {len(classes)} classes have fewer than {FEWEST_PICTURES} {what} ({shown}); need one for "
+        "each of train, val and test: add pictures, or move the class folder away"
+    )
+    others = [PurePosixPath(path) for path in passed_over]
+    suffixes = Counter(path.suffix.lower() or "no suffix" for path in others if path.parts[0] in small)
+    if suffixes:
+        found = ", ".join(f"{count:,} {suffix}" for suffix, count in suffixes.most_common(_SHOWN_NAMES))
+        message += (
+            f"; passed over because of the suffix: {found}; convert pictures to one of {', '.join(sorted(SUFFIXES))}"
+        )
+    raise DatasetError(message)
 
 
 def _check_classes(root: Root, classes: list[str]) -> None:

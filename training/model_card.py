@@ -21,7 +21,7 @@ def write_model_card(folder: RunFolder, job: Job, metrics: dict[str, Any]) -> No
     lines += [
         f"Tells {len(job.labels)} classes apart: {', '.join(job.labels)}.",
         "",
-        f"Fine-tuned from `{config['model']['model_name']}` on the dataset {job.dataset['name']} "
+        f"{_origin(config['model'])} on the dataset {job.dataset['name']} "
         f"({counts['train']} pictures trained on, {counts['val']} to choose the epoch, {counts['test']} to test).",
         "",
     ]
@@ -59,3 +59,9 @@ def write_model_card(folder: RunFolder, job: Job, metrics: dict[str, Any]) -> No
         "",
     ]
     (folder.path / "README.md").write_text("\n".join(lines))
+
+
+def _origin(model: dict[str, Any]) -> str:
+    if model["config"] is None:
+        return f"Fine-tuned from `{model['model_name']}`"
+    return f"Trained from random weights (`{model['config']['model_type']}`)"

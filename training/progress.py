@@ -4,12 +4,15 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from cluster.terminal import Terminal
+
+if TYPE_CHECKING:
+    from training.catalog import Catalog
 
 _POLL_S = 0.2
 
@@ -166,6 +169,26 @@ def counting(terminal: Terminal, what: str) -> Iterator[Callable[[int, int], Non
     with live:
         task = live.add_task(what, total=None, visible=False)
         yield lambda done, total: live.update(task, completed=done, total=total, visible=True)
+
+
+def show_dataset(terminal: Terminal, catalog: "Catalog") -> None:
+    """What was found: how many pictures, what is set aside, which labels contradict each other."""
+    from training.catalog import CONFLICTS, SET_ASIDE
+
+    counts = catalog.counts()
+    sizes = {split: sum(counts[split].values()) for split in ("train", "val", "test")}
+    ready = "unchanged since the last run" if catalog.reused else "prepared"
+    terminal.say(
+        f"{sum(sizes.values()):,} pictures of {len(catalog.labels)} classes ({ready}): {sizes['train']:,} to train on, "
+        f"{sizes['val']:,} to validate, {sizes['test']:,} to test."
+    )
+    if counts["set_aside"]:
+        reasons = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in counts["set_aside"].items())
+        terminal.say(f"Set aside: {reasons}; {catalog.folder}/{SET_ASIDE} names each file.")
+    conflicts = len(catalog.lists()[CONFLICTS])
+    if conflicts:
+        place = f"{catalog.folder}/{CONFLICTS}"
+        terminal.say(f"{conflicts:,} pictures lie in more than one class with the same content; {place} names them.")
 
 
 def show_results(terminal: Terminal, metrics: dict[str, Any]) -> None:

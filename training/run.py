@@ -65,13 +65,15 @@ def _train(config: "TrainConfig", terminal: Terminal) -> int:
     from classifier.processor import load_preprocess
     from cluster.session import address_from_environment, ray_session
     from cluster.sizing import admission_cpus, physical_cores, plan_training
-    from training.listing import find_dataset, list_dataset
+    from training.listing import check_candidates, find_dataset, list_dataset
+    from training.progress import show_dataset
     from training.run_folder import check_writable
 
     terminal.say(f"Dataset {config.ds}, model {config.model.model_name}.")
     # what can fail fails before Ray is started
     root = find_dataset(config.ds, raw_data=config.paths.raw_data)
     entries = list_dataset(root)
+    check_candidates(config.ds, root, entries)
     check_writable(config.paths.models, key="paths.models")
     check_writable(config.paths.metadata, key="paths.metadata")
     spec = load_preprocess(
@@ -89,7 +91,8 @@ def _train(config: "TrainConfig", terminal: Terminal) -> int:
             terminal.say(f"Ray dashboard: {session.dashboard_url} (it asks for a token: ray get-auth-token)")
         plan = plan_training(session.capacity, num_workers=config.workers, device=config.trainer.device)
         catalog = _prepare(config, root, entries, plan, terminal)
-        _show_plan(plan, catalog, spec, terminal)
+        show_dataset(terminal, catalog)
+        _show_plan(plan, spec, terminal)
         return _run(config, catalog, spec, plan, session, terminal)
 
 
@@ -126,7 +129,7 @@ def _run(
     session: "Session",
     terminal: Terminal,
 ) -> int:
-    from training.catalog import INFO, write_info
+    from training.catalog import write_summaries
     from training.checkpoint import keep_checkpoints
     from training.experiment import plan_experiment
     from training.job import plan_job
@@ -135,7 +138,7 @@ def _run(
 
     folder = _open_folder(config)
     write_settings(folder, config)
-    write_info(folder.train_info / INFO, catalog)
+    write_summaries(folder.train_info, catalog)
     terminal.keep_log_in(folder.log)
     rule = config.callbacks.model_checkpoint
     with plan_job(config, catalog, spec, plan, folder, object_store_bytes=session.object_store_bytes) as job:
@@ -233,17 +236,7 @@ def _say_how_to_go_on(folder: "RunFolder", terminal: Terminal) -> None:
         terminal.say(f"To go on from the last checkpoint: python -m training.run resume={_shown(folder)}")
 
 
-def _show_plan(plan: "Plan", catalog: "Catalog", spec: "PreprocessSpec", terminal: Terminal) -> None:
-    counts = catalog.counts()
-    sizes = {split: sum(counts[split].values()) for split in ("train", "val", "test")}
-    ready = "unchanged since the last run" if catalog.reused else "prepared"
-    terminal.say(
-        f"{sum(sizes.values()):,} pictures of {len(catalog.labels)} classes ({ready}): {sizes['train']:,} to train on, "
-        f"{sizes['val']:,} to validate, {sizes['test']:,} to test."
-    )
-    if counts["set_aside"]:
-        reasons = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in counts["set_aside"].items())
-        terminal.say(f"Set aside: {reasons}. The catalog names each file.")
+def _show_plan(plan: "Plan", spec: "PreprocessSpec", terminal: Terminal) -> None:
     device = "a GPU" if plan.use_gpu else "the CPU"
     workers = f"{plan.num_workers} worker{'s' if plan.num_workers > 1 else ''}"
     if plan.elastic is not None:

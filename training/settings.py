@@ -23,13 +23,8 @@ def read_settings(arguments: Sequence[str]) -> TrainConfig:
     resume = next(
         (Path(value) for key, _, value in (each.partition("=") for each in arguments) if key == "resume"), None
     )
-    if resume is not None:
-        return compose(TrainConfig, name="train", overrides=arguments, base=_read(resume))
-    if not any(argument.startswith("ds=") for argument in arguments):
-        raise ConfigError(
-            "ds is not set; expected the name of a dataset, for example ds=EXAMS; --help lists the settings"
-        )
-    return compose(TrainConfig, name="train", overrides=arguments)
+    base = None if resume is None else _read(resume)
+    return compose(TrainConfig, name="train", overrides=arguments, base=base)
 
 
 def write_settings(folder: RunFolder, config: TrainConfig) -> None:
@@ -42,6 +37,9 @@ def _read(folder: Path) -> dict[str, Any]:
     expected = "expected the folder of a training run, models/EXAMS/default/DATE/TIME"
     try:
         plain = yaml.safe_load((folder / _FILE).read_text())
+    except FileNotFoundError as error:
+        found = f"no {_FILE} in it" if folder.is_dir() else "no such folder"
+        raise ConfigError(f"resume={folder}: {found}; {expected}, not a dataset's name") from error
     except OSError as error:
         raise ConfigError(f"resume={folder}: {_FILE}: {error.strerror}; {expected}") from error
     except yaml.YAMLError as error:

@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import shutil
+import stat
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 
 from classifier.errors import BadModelFolder
 from classifier.model_folder import Manifest, find_model, load_model, read_manifest
+from classifier.onnx_export import export_onnx
 from tests.conftest import write_tiny_model
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
@@ -66,6 +69,36 @@ def test_nothing_else_is_left_in_the_folder_and_nothing_in_it_is_touched(tmp_pat
     ]
     assert (folder / "checkpoints" / "best.ckpt").read_text() == "kept"
     assert load_model(folder).manifest.labels == ("b", "a")
+
+
+def test_whoever_may_read_one_file_may_read_them_all(tmp_path: Path) -> None:
+    """A model folder that is shared can be loaded by others: safetensors ignores the umask."""
+    before = os.umask(0o027)
+    try:
+        folder = write_tiny_model(tmp_path / "m", labels=("a", "b"), seed=0)
+        export_onnx(folder, PIXELS)
+    finally:
+        os.umask(before)
+
+    assert {file.name: stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == dict.fromkeys(
+        ("classifier.json", "config.json", "model.onnx", "model.safetensors", "preprocessor_config.json"), 0o640
+    )
+
+
+def test_a_file_that_only_its_owner_may_read_is_said_to_be_so(tiny_model: Path, tmp_path: Path) -> None:
+    """Copying it again, which mends a damaged one, would not help."""
+    if os.getuid() != 0:
+        pytest.skip("needs root to become another user")
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        Path(name).chmod(0o755)
+        folder = copied(tiny_model, Path(name) / "m")
+        (folder / "model.safetensors").chmod(0o600)
+        os.seteuid(1000)
+        try:
+            with pytest.raises(BadModelFolder, match=r"safetensors cannot be read: Permission denied; .*: chmod a\+r"):
+                load_model(folder)
+        finally:
+            os.seteuid(0)
 
 
 def test_a_folder_moved_and_renamed_answers_the_same(tiny_model: Path, tmp_path: Path) -> None:

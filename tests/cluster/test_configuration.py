@@ -1,7 +1,7 @@
 """One frozen object from YAML and command line; or one line that names the key."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import Field, ValidationError
@@ -12,7 +12,7 @@ from cluster.configuration import Section, compose, defaults, help_rows, leaf_ke
 
 
 class Model(Section):
-    name: str = Field(min_length=1, description="which network")
+    model_name: str = Field(min_length=1, description="which network")
     lr: float = Field(gt=0, le=10, description="learning rate")
     config: dict[str, Any] | None = Field(description="free fields")
 
@@ -33,7 +33,7 @@ class Trainer(Section):
 class Config(Section):
     ds: str | None = Field(description="the dataset")
     file: Path | None = Field(description="one picture")
-    num_workers: int | Literal["auto"] = Field(description="how many")
+    num_workers: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(description="how many")
     keep: bool = Field(description="whether")
     model: Model
     callbacks: Callbacks
@@ -49,7 +49,9 @@ def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "callbacks: {early_stopping: {patience: 3}}\n",
         "trainer/auto.yaml": "device: auto\nmax_epochs: 50\n",
         "trainer/cpu.yaml": "device: cpu\nmax_epochs: 15\n",
-        "model/default.yaml": "name: google/vit\nlr: 1e-4\nconfig: null\n",
+        "trainer/gpu.yaml": "defaults: [auto, _self_]\ndevice: gpu\n",
+        "model/default.yaml": "model_name: google/vit\nlr: 1e-4\nconfig: null\n",
+        "logger/none.yaml": "tensorboard: false\n",
     }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
@@ -71,7 +73,7 @@ def refusal(*overrides: str) -> str:
 def test_defaults_come_from_the_yaml() -> None:
     """The schema has none of its own."""
     config = composed()
-    assert config.model == Model(name="google/vit", lr=1e-4, config=None)
+    assert config.model == Model(model_name="google/vit", lr=1e-4, config=None)
     assert (config.trainer.device, config.trainer.max_epochs) == ("auto", 50)
     assert defaults("run")["trainer"]["max_epochs"] == 50
 
@@ -159,21 +161,29 @@ def test_null_is_nothing() -> None:
         ("zzzzqqqq=1", "zzzzqqqq: no such setting; --help lists the keys"),
         ("+surprise=1", "surprise: no such setting"),
         ("trainer.device.x=1", "trainer.device.x"),
-        ("trainer=tpu", "trainer=tpu: expected one of auto, cpu (files in configs/trainer/)"),
-        ("trainer=../run", "trainer=../run: expected one of auto, cpu"),
+        ("trainer=tpu", "trainer=tpu: expected one of auto, cpu, gpu (files in configs/trainer/)"),
+        ("trainer=../run", "trainer=../run: expected one of auto, cpu, gpu"),
+        ("model=google/vit", "expected one of default (files in configs/model/); for a model by its name or folder: "),
+        ("model=google/vit", "folder: model.model_name=google/vit"),
+        ("logger=none", "logger: no such setting"),
         ("EXAMS", "EXAMS: expected key=value, for example ds=EXAMS"),
+        ("--ds", "--ds: expected key=value, for example ds=EXAMS (no spaces, no dashes)"),
+        ("--ds=EXAMS", "--ds=EXAMS: settings are written without dashes: ds=EXAMS"),
         ("~callbacks", "~callbacks: expected key=value"),
         ("model.lr=0", "model.lr=0: input should be greater than 0"),
         ("model.lr=-1", "model.lr=-1"),
         ("model.lr=fast", "model.lr=fast: input should be a valid number"),
         ("model.lr=nan", "model.lr=nan"),
-        ("num_workers=many", "num_workers=many"),
+        ("num_workers=many", "num_workers=many: input should be a valid integer"),
+        ("num_workers=0", "num_workers=0: input should be greater than or equal to 1 or 'auto'"),
         ("num_workers=1.5", "num_workers=1.5"),
         ("trainer.max_epochs=0", "trainer.max_epochs=0: input should be greater than or equal to 1"),
         ("trainer.max_epochs=null", "trainer.max_epochs=null"),
         ("trainer.device=tpu", "trainer.device=tpu: input should be 'auto', 'cpu' or 'gpu'"),
-        ("model.name=", "model.name="),
+        ("model.model_name=", "model.model_name="),
         ("model=null", "model=null"),
+        ("callbacks.early_stopping=false", "such as callbacks.early_stopping.patience; null switches it off"),
+        ("callbacks=null", "callbacks=null: expected settings below it, such as callbacks.early_stopping.patience"),
         ("callbacks.early_stopping.patience=soon", "callbacks.early_stopping.patience=soon"),
         ("keep=perhaps", "keep=perhaps"),
         ("model.lr=[1", "the settings cannot be read: no viable alternative at input '[1'"),
@@ -185,6 +195,29 @@ def test_null_is_nothing() -> None:
 def test_what_is_wrong_is_one_line_that_names_it(override: str, words: str) -> None:
     """Found, expected, and for a wrong key the nearest that exists."""
     assert words in refusal(override)
+
+
+class Job(Section):
+    """Settings of another command, which names the same things differently."""
+
+    md: str | None = Field(description="the model")
+    device: str = Field(description="on what")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model=EXAMS", "model: no such setting; did you mean md?"),
+        ("trainer=cpu", "trainer: no such setting; did you mean device?"),
+        ("EXAMS", "for example md=EXAMS"),
+    ],
+)
+def test_another_commands_settings_are_no_groups_of_this_one(configs: Path, override: str, words: str) -> None:
+    """The likeliest slip of those who use both."""
+    (configs / "job.yaml").write_text("md: null\ndevice: auto\n")
+    with pytest.raises(ConfigError) as caught:
+        compose(Job, name="job", overrides=[override])
+    assert words in str(caught.value)
 
 
 def test_a_missing_value_and_an_unknown_one_in_the_yaml_are_named(configs: Path) -> None:
@@ -207,9 +240,16 @@ def test_a_configuration_is_frozen() -> None:
 def test_saved_settings_can_be_the_base() -> None:
     """Going on with a run: its own settings, and what the command line changes of them."""
     base = composed("ds=EXAMS", "model.lr=0.5").model_dump(mode="json")
-    again = compose(Config, name="run", overrides=["trainer=cpu", "model.name=a b"], base=base)
-    assert (again.ds, again.model.lr, again.model.name) == ("EXAMS", 0.5, "a b")
+    again = compose(Config, name="run", overrides=["trainer=cpu", "model.model_name=a b"], base=base)
+    assert (again.ds, again.model.lr, again.model.model_name) == ("EXAMS", 0.5, "a b")
     assert again.trainer == Trainer(device="cpu", max_epochs=15)
+
+
+def test_a_groups_file_may_rest_on_another() -> None:
+    """On top of the defaults and of saved settings alike."""
+    saved = composed("ds=EXAMS", "trainer=cpu").model_dump(mode="json")
+    for found in (composed("trainer=gpu"), compose(Config, name="run", overrides=["trainer=gpu"], base=saved)):
+        assert found.trainer == Trainer(device="gpu", max_epochs=50)
 
 
 def test_every_key_has_a_help_row() -> None:
@@ -218,6 +258,7 @@ def test_every_key_has_a_help_row() -> None:
     assert [key for key, _, _ in rows] == list(leaf_keys(Config))
     assert ("trainer.max_epochs", "50", "the most epochs") in rows
     assert ("ds", "", "the dataset") in rows
+    assert ("trainer.device", "auto", "on what; one of auto, cpu, gpu") in rows
     assert ("callbacks.early_stopping.patience", "3", "epochs without a better one") in rows
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from classifier.errors import ClusterError, OutputError
-from cluster.prepare import check_writable, make_token
+from cluster.prepare import check_writable, make_token, prepare
+from cluster.terminal import run_command
 from tests.cluster.deployment import ROOT
 
 # Root loads the program: where it lies, user 1000 may not look.
@@ -51,6 +52,31 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
         make_token(tmp_path / "absent" / "ray_token")
     with pytest.raises(OutputError, match="is not a folder; mount one there"):
         check_writable(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "said"),
+    [
+        (["--help"], 0, "python -m cluster.prepare TOKEN [FOLDER ...]"),
+        ([], 2, "Error: expected the token's file, then folders"),
+        (["--token=x"], 2, "Error: expected the token's file, then folders"),
+    ],
+)
+def test_asking_for_help_and_mistyping_write_no_token(
+    arguments: list[str],
+    exit_code: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """`--help` is no name of a file."""
+    monkeypatch.chdir(tmp_path)
+
+    assert run_command(prepare, arguments) == exit_code
+
+    assert said in capfd.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("owner", "said"), [(4711, "APP_UID=4711 and APP_GID=4711"), (0, "sudo chown -R 1000:1000 ")])

@@ -19,7 +19,7 @@ from cluster.bucket import Bucket, open_place
 from tests.conftest import S3, TINY_CONFIG
 from tests.training.conftest import Project
 from tests.training.digits import write_picture
-from training.catalog import CATALOG, INFO, Catalog, prepare_catalog
+from training.catalog import CATALOG, CONFLICTS, INFO, SET_ASIDE, Catalog, prepare_catalog
 from training.config import DataConfig
 from training.failures import is_systems
 from training.inspection import inspect
@@ -104,7 +104,9 @@ def test_the_catalog_of_a_bucket_is_that_of_its_folder_and_lies_where_it_is_told
     assert first.counts()["set_aside"]["unsupported_format"] == 1
     assert len(opened) == 7
     assert second.reused and not opened_again
-    assert {file.name for file in (s3.folder / "suite/metadata/PETS").iterdir()} == {CATALOG, INFO}
+    names = {file.name for file in (s3.folder / "suite/metadata/PETS").iterdir()}
+    assert names == {CATALOG, INFO, SET_ASIDE, CONFLICTS}
+    assert str(first.folder) == "s3://suite/metadata/PETS"
 
     with bucket.writing("cat/a.png") as stream:
         stream.write(write_picture(tmp_path / "a.png", colour=(1, 2, 3), size_px=(30, 30)).read_bytes())

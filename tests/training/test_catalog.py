@@ -1,5 +1,6 @@
 """Every file is accounted for; only what changed is looked at again."""
 
+import csv
 import functools
 import shutil
 from pathlib import Path
@@ -10,11 +11,13 @@ import yaml
 
 from classifier import image
 from classifier.errors import DatasetError, OutputError
+from cluster.terminal import run_command
 from tests.training.digits import write_picture
-from training.catalog import Catalog, prepare_catalog
+from training.catalog import Catalog, prepare_catalog, write_summaries
 from training.config import DataConfig
 from training.inspection import inspect
 from training.listing import Entry, list_dataset
+from training.progress import show_dataset
 
 DATA = DataConfig.model_validate(
     {
@@ -90,6 +93,13 @@ def test_the_catalog_has_a_row_for_every_file_and_the_summary_adds_up(project: _
         "set_aside": {"empty": 1, "no_picture_suffix": 1, "unsupported_format": 1},
     }
     assert sum(sum(group.values()) for group in info["counts"].values()) == len(rows) == len(before)
+    with (project.folder / "data/metadata/PETS/set_aside.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["path", "reason"],
+            ["cat/broken.jpg", "unsupported_format"],
+            ["cat/empty.png", "empty"],
+            ["dog/notes.txt", "no_picture_suffix"],
+        ]
     assert before == {file: file.read_bytes() for file in project.dataset.rglob("*") if file.is_file()}
 
 
@@ -138,6 +148,29 @@ def test_a_copy_of_a_picture_stays_on_its_side_of_the_split(project: _Project) -
 
     split_of = {row["path"]: row["split"] for row in rows}
     assert all(split_of[f"cat/{number}.png"] == split_of[f"cat/copy-{number}.png"] for number in range(4))
+
+
+def test_what_was_found_is_said_and_listed(
+    project: _Project, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The same content in two classes is trained with both labels: the user hears of it, and of what is not used."""
+    shutil.copy(project.dataset / "cat/0.png", project.dataset / "dog/also, a cat.png")
+    shutil.copy(project.dataset / "cat/1.png", project.dataset / "cat/copy.png")  # no contradiction
+    (project.dataset / "dog/notes.txt").write_text("x")
+
+    for _ in range(2):  # also when nothing has changed
+        run_command(lambda _, terminal: show_dataset(terminal, project.prepare()) or 0, [])
+        *_, set_aside, conflicts = capfd.readouterr().out.splitlines()
+        folder = project.folder / "data/metadata/PETS"
+        assert set_aside == f"Set aside: 1 no picture suffix; {folder}/set_aside.csv names each file."
+        assert conflicts == (
+            f"2 pictures lie in more than one class with the same content; {folder}/conflicts.csv names them."
+        )
+    write_summaries(tmp_path / "train_info", project.prepare())
+    for place in (project.folder / "data/metadata/PETS", tmp_path / "train_info"):
+        with (place / "conflicts.csv").open(newline="") as file:
+            rows = [(row["path"], row["label"]) for row in csv.DictReader(file)]
+        assert rows == [("cat/0.png", "cat"), ("dog/also, a cat.png", "dog")]
 
 
 def test_too_many_bad_pictures_stop_a_run_with_the_numbers(project: _Project) -> None:

@@ -71,6 +71,8 @@ def test_the_model_folder_holds_what_is_promised(trained: tuple[Project, Path, s
         "train_info/classification_errors.csv",
         "train_info/confusion_matrix.png",
         "train_info/data_info.yaml",
+        "train_info/set_aside.csv",
+        "train_info/conflicts.csv",
     } <= names
     assert not [name for name in names if name.startswith(".")]
     metrics = project.metrics(model)
@@ -93,6 +95,7 @@ def test_the_model_folder_holds_what_is_promised(trained: tuple[Project, Path, s
     assert {name for name in names if name.endswith(".ckpt")} == {best, f"checkpoints/{CKPT}"}
     assert float(history[metrics["best_epoch"]]["val_acc"]) == max(float(row["val_acc"]) for row in history)
     assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["lr"] == 2e-3
+    assert "Trained from random weights (`resnet`) on the dataset DIGITS" in (folder / "README.md").read_text()
 
 
 def test_tensorboard_shows_the_curves_and_the_confusion_matrix(trained: tuple[Project, Path, str]) -> None:
