@@ -93,6 +93,16 @@ def test_the_readme_names_every_source_file() -> None:
     assert named == files
 
 
+def test_commands_in_a_container_can_be_interrupted() -> None:
+    """`docker exec` hands Ctrl-C on only with -it. What is read by a shell takes no terminal; what goes on by itself, -d."""
+    for document in (ROOT / "README.md", ROOT / "cluster/README.md", ROOT / "docker-compose.yml"):
+        commands = re.findall(r"docker exec (.*?)modular-ai-app (\S+)", document.read_text())
+        assert commands
+        for options, command in commands:
+            expected = {"cat": [], "tensorboard": ["-d"]}.get(command, ["-it"])
+            assert options.split()[:1] == expected, (document, command)
+
+
 def test_make_help_lists_every_target() -> None:
     """The targets that the documents promise."""
     makefile = (ROOT / "Makefile").read_text()
