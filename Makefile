@@ -17,7 +17,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: $(INSTALLED) ## train on 1,797 handwritten digits and predict a few; needs no network
+demo: $(INSTALLED) ## train on 1,797 handwritten digits and predict a few; needs no network once the packages are installed
 	$(RUN) -m training.digits
 	$(RUN) -m training.run ds=DIGITS model=tiny augment=none data.batch_size=64 trainer.max_epochs=8
 	$(RUN) -m serving.batch md=DIGITS predict.input_dir=data/raw_data/DIGITS/7 predict.output_dir=out/demo

@@ -229,7 +229,10 @@ def find_model(model: str, *, models_dir: Path) -> Path:
             return folder.resolve()
         if found := _newest_below(folder, models_dir):
             return found.resolve()
-        if folder.is_dir():
+        inside = next((parent for parent in folder.parents if (parent / MANIFEST).is_file()), None)
+        if inside is not None and folder.exists():
+            what = f"lies in the model folder {inside}: name that folder"
+        elif folder.is_dir():
             what = "has no finished model in it"
     except (OSError, RuntimeError, ValueError) as error:  # a name too long, of an unknown user, with a null byte
         what = f"cannot be a folder: {getattr(error, 'strerror', None) or error}"
@@ -254,7 +257,7 @@ def _newest_below(folder: Path, models_dir: Path) -> Path | None:
 
 def _datasets_with_models(models_dir: Path) -> str:
     names = sorted({file.relative_to(models_dir).parts[0] for file in models_dir.glob(f"*/*/*/*/{MANIFEST}")})
-    return ", ".join(names) or "none"
+    return ", ".join(names) or "none; train one first: python -m training.run ds=EXAMS"
 
 
 def sha256(file: Path) -> str:

@@ -115,10 +115,6 @@ class Bucket:
             for _ in pool.map(self._write_one, files):
                 pass
 
-    def existing(self, paths: Sequence[str]) -> list[bool]:
-        """Whether each is a file."""
-        return [info.is_file for info in self.filesystem.get_file_info([self.place(path) for path in paths])]
-
     def names(self, folder: str) -> list[str]:
         """The files directly in a folder, sorted; none when there is no such folder."""
         return [info.base_name for info in self.below(folder).listing(recursive=False) if info.is_file]

@@ -157,6 +157,8 @@ def _predict_file(config: BatchConfig, md: str, file: str, terminal: Terminal) -
     target = open_storage(config.predict.output_dir, key="predict.output_dir")
     if not name or (isinstance(source, LocalStorage) and not os.path.lexists(place)):
         raise ConfigError(f"file={file}: no such file")
+    if isinstance(source, LocalStorage) and os.path.isdir(place):  # noqa: PTH112 - a name with a null byte is no folder
+        raise ConfigError(f"file={file} is a folder; for a folder: predict.input_dir={file}")
     model, manifest = _find(md)
     with claimed(target):
         job = _job(config, model, manifest, source, target, writes_json=True)

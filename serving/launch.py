@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from classifier.errors import ClusterError, ConfigError
 from classifier.predict import gpu_is_here
-from cluster.configuration import validate
+from cluster.configuration import Section, validate
 from cluster.session import address_from_environment, ray_session
 from cluster.sizing import physical_cores
 from cluster.terminal import EXIT_OK, Terminal, on_interrupt, run_command
@@ -71,7 +71,7 @@ class LaunchArgs(DeployArgs):
 def main(arguments: list[str], terminal: Terminal) -> int:
     """Serve until Ctrl-C."""
     if {"-h", "--help"} & set(arguments):
-        terminal.say(_help())
+        terminal.say(help_of(LaunchArgs, command="python -m serving.launch model=... [key=value ...]"))
         return EXIT_OK
     args = validate(LaunchArgs, read_pairs(arguments))
     key_digest = _key_digest(args, terminal)
@@ -99,6 +99,15 @@ def read_pairs(arguments: list[str]) -> dict[str, str]:
             raise ConfigError(f"{argument}: expected key=value, for example model=EXAMS; --help lists the keys")
         pairs[key] = value
     return pairs
+
+
+def help_of(schema: type[Section], *, command: str) -> str:
+    """What `--help` prints: the command, and every key with its default and what it means."""
+    lines = [command, ""]
+    for key, field in schema.model_fields.items():
+        default = "needed" if field.is_required() else field.default
+        lines.append(f"  {key:24}{default!s:12}{field.description}")
+    return "\n".join(lines)
 
 
 def set_environment(environment: "os._Environ[str]") -> None:
@@ -154,7 +163,7 @@ def _serve(application: object, args: LaunchArgs, session: "Session", terminal: 
     terminal.say(f"  docs       {where}/docs")
     terminal.say(f"  new model  RAY_ADDRESS={ray.get_runtime_context().gcs_address} python -m serving.swap model=NEW")
     if session.dashboard_url:
-        terminal.say(f"  dashboard  {session.dashboard_url}")
+        terminal.say(f"  dashboard  {session.dashboard_url} (it asks for a token: ray get-auth-token)")
     terminal.say("Ctrl-C stops it.")
     stop = threading.Event()
     with on_interrupt(stop.set):
@@ -182,14 +191,6 @@ def _key_digest(args: LaunchArgs, terminal: Terminal) -> str | None:
 def _admission_cpus(args: LaunchArgs) -> int:
     """Room for every replica, and for as many again while a model is swapped."""
     return max(physical_cores(), int(2 * args.max_replicas * args.cpus_per_replica) + 1)
-
-
-def _help() -> str:
-    lines = ["python -m serving.launch model=... [key=value ...]", ""]
-    for key, field in LaunchArgs.model_fields.items():
-        default = "needed" if field.is_required() else field.default
-        lines.append(f"  {key:24}{default!s:12}{field.description}")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ merged into one at the end of a run. The newest entry of a picture counts. Files
 """
 
 import hashlib
+import json
 import os
 import uuid
 from collections.abc import Iterator
@@ -30,9 +31,11 @@ SCHEMA = pa.schema(
         ("probabilities", pa.list_(pa.float32())),
         ("error", pa.string()),  # the class of the error, null when there is none
         ("message", pa.string()),
+        ("result_key", pa.uint64()),  # of the result file; 0 when none was written, null in parts of earlier versions
     ]
 )
-_KEYS = ["path_key", "content_key", "codes", "error"]
+_KEYS = ["path_key", "content_key", "codes", "result_key"]
+_NOT_STATED = 1  # stands for null in an array
 # Another way of computing answers must not find those of this one.
 _VERSION = 1
 
@@ -54,44 +57,66 @@ def content_key(data: bytes, settings: bytes) -> int:
     return int.from_bytes(digest.digest()[:8], "little") or 1
 
 
+def result_key(data: bytes) -> int:
+    """64 bits that stand for the bytes of a result file."""
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "little")
+
+
 @dataclass(frozen=True)
 class Ledger:
-    """The newest entry of every picture, 20 bytes each; arrays, because every worker gets one without copying."""
+    """The newest entry of every picture, 28 bytes each; arrays, because every worker gets one without copying."""
 
     path_keys: "NDArray[np.uint64]"  # sorted
     content_keys: "NDArray[np.uint64]"
     top_codes: "NDArray[np.int32]"
+    result_keys: "NDArray[np.uint64]"
 
     @classmethod
     def empty(cls) -> "Ledger":
         """A ledger in which nothing is done."""
-        return cls(np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.int32))
+        return cls(np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.int32), np.empty(0, np.uint64))
 
     @classmethod
     def load(cls, storage: Storage) -> "Ledger":
         """Read the ledger of a results folder; empty when there is none."""
-        keys, contents, codes = [], [], []
+        keys, contents, codes, results = [], [], [], []
         for table in _read_parts(storage, columns=_KEYS):
             keys.append(table["path_key"].to_numpy())
             contents.append(table["content_key"].to_numpy())
             codes.append(_first_codes(table))
+            results.append(table["result_key"].fill_null(_NOT_STATED).to_numpy())
         if not keys:
             return cls.empty()
         every_key = np.concatenate(keys)
         newest = _newest(every_key)
-        return cls(every_key[newest], np.concatenate(contents)[newest], np.concatenate(codes)[newest])
+        return cls(*(np.concatenate(column)[newest] for column in (keys, contents, codes, results)))
 
     def find(self, path: int, content: int) -> int | None:
         """The top code of a picture that has an answer; None when it has none, or it is of another content or model."""
         if path not in self:
             return None
-        place = int(np.searchsorted(self.path_keys, np.uint64(path)))
+        place = self._place(path)
         code = int(self.top_codes[place])
         return code if code >= 0 and int(self.content_keys[place]) == content else None
 
+    def wrote(self, path: int, result: bytes, *, file: str) -> bool:
+        """Whether a result file is what was written with the entry of a picture: since then it may have been changed, or
+        another picture's written over it.
+
+        Args:
+            path: a key that is in the ledger.
+            result: what is in the result file now.
+            file: the picture's full place, for entries of earlier versions, which state nothing of the result.
+        """
+        key = int(self.result_keys[self._place(path)])
+        return _names(result, file) if key == _NOT_STATED else key == result_key(result)
+
     def __contains__(self, path: int) -> bool:
-        place = int(np.searchsorted(self.path_keys, np.uint64(path)))
+        place = self._place(path)
         return place < len(self.path_keys) and int(self.path_keys[place]) == path
+
+    def _place(self, path: int) -> int:
+        return int(np.searchsorted(self.path_keys, np.uint64(path)))
 
     def __len__(self) -> int:
         return len(self.path_keys)
@@ -134,7 +159,8 @@ def _parts(storage: Storage) -> list[str]:
 def _read_parts(storage: Storage, *, columns: list[str] | None) -> Iterator[pa.Table]:
     for name in _parts(storage):
         try:
-            yield pq.read_table(pa.BufferReader(storage.read(f"{FOLDER}/{name}")), columns=columns)
+            data = pa.BufferReader(storage.read(f"{FOLDER}/{name}"))
+            yield pq.read_table(data, columns=columns, schema=SCHEMA)  # a column that is not there: nulls
         except pa.ArrowInvalid:  # torn, on a file system without whole writes: its pictures are done again
             continue
 
@@ -145,6 +171,13 @@ def _first_codes(table: pa.Table) -> "NDArray[np.int32]":
     codes = np.full(len(table), -1, np.int32)
     codes[lengths > 0] = lists.values.to_numpy()[starts[lengths > 0]]
     return codes
+
+
+def _names(result: bytes, file: str) -> bool:
+    try:
+        return bool(json.loads(result)["file"] == file)
+    except (ValueError, LookupError, TypeError):  # not one of our results
+        return False
 
 
 def _newest(keys: "NDArray[np.uint64]") -> "NDArray[np.intp]":

@@ -100,14 +100,14 @@ class Decoder:
         return Decoded(chunk.number, entries, np.stack(pixels) if pixels else np.empty(shape, np.uint8))
 
     def _decode(self, entries: list[Entry]) -> Iterator[np.ndarray]:
-        has_result = self._has_result(entries)
+        intact = self._intact(entries)
         pictures = self.source.read_pictures([entry.path for entry in entries])
         for entry, data in zip(entries, pictures, strict=True):
             if isinstance(data, BadImage):
                 entry.error = data
                 continue
             entry.content = ledgers.content_key(data, self.settings)
-            if entry.key in has_result:
+            if entry.key in intact:
                 entry.done = self.ledger.find(entry.key, entry.content)
                 if entry.done is not None:
                     continue
@@ -116,13 +116,21 @@ class Decoder:
             except BadImage as error:
                 entry.error = error
 
-    def _has_result(self, entries: list[Entry]) -> set[int]:
-        """The keys of entries that the ledger knows and whose result file has not been taken away since."""
+    def _intact(self, entries: list[Entry]) -> set[int]:
+        """The keys of entries that the ledger knows and whose result file is still the one that was written for them.
+
+        Pictures of two input folders, or `file=`, can have results of the same name.
+        """
         known = [entry for entry in entries if entry.key in self.ledger]
-        if known and self.writes_json:
-            there = self.target.existing([result_name(entry.path) for entry in known])
-            known = [entry for entry, exists in zip(known, there, strict=True) if exists]
-        return {entry.key for entry in known}
+        if not self.writes_json:
+            return {entry.key for entry in known}
+        results = self.target.read_pictures([result_name(entry.path) for entry in known])
+        return {
+            entry.key
+            for entry, result in zip(known, results, strict=True)
+            if not isinstance(result, BadImage)
+            and self.ledger.wrote(entry.key, result, file=self.source.uri(entry.path))
+        }
 
 
 class Answerer:
@@ -167,10 +175,12 @@ class Writer:
     def __call__(self, decoded: Decoded) -> Outcome:
         """Raises OutputError when a result cannot be written."""
         fresh = [entry for entry in decoded.entries if entry.done is None]
-        if self.writes_json:
-            self.target.write_all((result_name(entry.path), to_bytes(self._record(entry))) for entry in fresh)
+        results = [to_bytes(self._record(entry)) if self.writes_json else None for entry in fresh]
+        self.target.write_all(
+            (result_name(entry.path), data) for entry, data in zip(fresh, results, strict=True) if data is not None
+        )
         if fresh:
-            ledgers.write_part(self.target, self._table(fresh), run=self.run, chunk=decoded.chunk)
+            ledgers.write_part(self.target, self._table(fresh, results), run=self.run, chunk=decoded.chunk)
         bad = [entry for entry in fresh if entry.error is not None]
         return Outcome(
             keys=np.array([entry.key for entry in decoded.entries], np.uint64),
@@ -194,7 +204,7 @@ class Writer:
             return failure_of(file, type(entry.error).__name__, str(entry.error))
         return with_seed_keys(answer(file, entry.predictions, self.model))
 
-    def _table(self, entries: list[Entry]) -> pa.Table:
+    def _table(self, entries: list[Entry], results: list[bytes | None]) -> pa.Table:
         errors = [entry.error for entry in entries]
         return pa.table(
             {
@@ -205,6 +215,7 @@ class Writer:
                 "probabilities": [[probability for _, _, probability in entry.predictions] for entry in entries],
                 "error": [None if error is None else type(error).__name__ for error in errors],
                 "message": [None if error is None else _utf8(str(error)) for error in errors],
+                "result_key": [0 if data is None else ledgers.result_key(data) for data in results],
             },
             schema=ledgers.SCHEMA,
         )

@@ -33,16 +33,13 @@ class Storage(Protocol):
         """Read a file. Raises an OSError, FileNotFoundError when it is not there."""
 
     def read_pictures(self, paths: Sequence[str]) -> Iterator[bytes | BadImage]:
-        """The bytes of each picture, or why it cannot be read, in order."""
+        """The bytes of each picture, or why it cannot be read, in order. Result files are read in the same way."""
 
     def writing(self, path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
         """A file that is there, whole, when the block ends, and not before. Raises OutputError."""
 
     def write_all(self, files: Iterable[tuple[str, bytes]]) -> None:
         """Write many small files as `writing` does."""
-
-    def existing(self, paths: Sequence[str]) -> list[bool]:
-        """Whether each is a file."""
 
     def names(self, folder: str) -> list[str]:
         """The files directly in a folder, sorted; none when there is no such folder."""
@@ -95,10 +92,6 @@ class LocalStorage(Storage):
         for path, data in files:
             with self.writing(path) as stream:
                 stream.write(data)
-
-    @override
-    def existing(self, paths: Sequence[str]) -> list[bool]:
-        return [os.path.isfile(self.uri(path)) for path in paths]  # noqa: PTH113 - as in uri
 
     @override
     def names(self, folder: str) -> list[str]:

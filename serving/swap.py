@@ -16,7 +16,7 @@ from classifier.errors import ClusterError
 from cluster.configuration import Section, validate
 from cluster.session import address_from_environment, ray_session
 from cluster.terminal import EXIT_OK, Terminal, run_command
-from serving.launch import read_pairs
+from serving.launch import help_of, read_pairs
 
 if TYPE_CHECKING:
     from serving.replica import Settings
@@ -35,6 +35,9 @@ class SwapArgs(Section):
 
 def main(arguments: list[str], terminal: Terminal) -> int:
     """Swap the model of a running endpoint."""
+    if {"-h", "--help"} & set(arguments):
+        terminal.say(help_of(SwapArgs, command="python -m serving.swap model=... [key=value ...]"))
+        return EXIT_OK
     args = validate(SwapArgs, read_pairs(arguments))
     with ray_session(address=address_from_environment() or "auto", admission_cpus=None):
         start = time.monotonic()

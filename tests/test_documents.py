@@ -107,6 +107,28 @@ def test_the_readme_names_every_source_file() -> None:
     assert named == files
 
 
+def test_a_benchmark_s_row_shows_whether_it_meets_its_bar() -> None:
+    """A reader sees a ratio and a bar: rounded, a ratio just below its bar would look as if it met it."""
+    rows = re.findall(
+        r"\| ([\d.]+) \([^|]*\| (>=|<=) ([\d.]+) ?(\*\*missed\*\*)? \|", (ROOT / "BENCHMARKS.md").read_text()
+    )
+
+    assert len(rows) > 20
+    for shown, sign, bar, missed in rows:
+        met = float(shown) >= float(bar) if sign == ">=" else float(shown) <= float(bar)
+        assert met == (not missed), (shown, sign, bar)
+
+
+def test_commands_in_a_container_can_be_interrupted() -> None:
+    """`docker exec` hands Ctrl-C on only with -it. What is read by a shell takes no terminal; what goes on by itself, -d."""
+    for document in (ROOT / "README.md", ROOT / "cluster/README.md", ROOT / "docker-compose.yml"):
+        commands = re.findall(r"docker exec (.*?)modular-ai-app (\S+)", document.read_text())
+        assert commands
+        for options, command in commands:
+            expected = {"cat": [], "tensorboard": ["-d"]}.get(command, ["-it"])
+            assert options.split()[:1] == expected, (document, command)
+
+
 def test_make_help_lists_every_target() -> None:
     """The targets that the documents promise."""
     makefile = (ROOT / "Makefile").read_text()

@@ -297,5 +297,15 @@ def test_no_model_named(models_dir: Path, asked: str) -> None:
 
 def test_no_models_at_all(tmp_path: Path) -> None:
     """Before the first training."""
-    with pytest.raises(BadModelFolder, match="none"):
+    with pytest.raises(BadModelFolder, match=r"none; train one first: python -m training\.run ds=EXAMS"):
         find_model("EXAMS", models_dir=tmp_path / "models")
+
+
+def test_a_part_of_a_model_folder_leads_to_the_folder(models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who knows other programs names the weights, or a checkpoint."""
+    monkeypatch.chdir(models_dir.parent)
+    folder = Path("models/PETS/default/2026-01-01/00-00-00")
+    (folder / "checkpoints").mkdir()
+    for part in ("classifier.json", "checkpoints"):
+        with pytest.raises(BadModelFolder, match=f"lies in the model folder {folder}: name that folder"):
+            find_model(str(folder / part), models_dir=Path("models"))

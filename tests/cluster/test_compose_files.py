@@ -60,7 +60,7 @@ def test_a_damaged_file_is_refused(compose: Plain, damage: Callable[[Plain], Non
 
 
 def test_the_first_pages_commands_find_their_container_and_their_folders(compose: Plain) -> None:
-    """`docker exec modular-ai-app python -m training.run ds=EXAMS`, then tensorboard at 6006."""
+    """`docker exec -it modular-ai-app python -m training.run ds=EXAMS`, then tensorboard at 6006."""
     head = compose["services"]["head"]
     assert head["container_name"] == "modular-ai-app"
     assert head["environment"]["RAY_ADDRESS"] == "auto"

@@ -216,6 +216,7 @@ def test_the_newest_model_of_a_dataset_is_taken(
         (["md=NOTHING"], "NOTHING"),
         (["md=null"], "md: not set"),
         (["file=missing.jpg"], "missing.jpg: no such file"),
+        (["file=in/"], "file=in/ is a folder; for a folder: predict.input_dir=in/"),
         (["predict.outptu_dir=x"], "did you mean predict.output_dir?"),
         (["predict.input_dir=gopher://x/y"], "gopher://"),
         (["top_k=0"], "top_k=0"),

@@ -115,6 +115,46 @@ def test_a_result_file_that_was_taken_away_is_made_again(tiny_model: Path, sourc
     assert records(tmp_path / "out") == before
 
 
+def test_a_result_that_another_picture_s_was_written_over_is_made_again(
+    tiny_model: Path, source: Path, tmp_path: Path
+) -> None:
+    """Two input folders, or `file=`, and one folder for the results: they hold the last command's, and it counts so."""
+    other, out = tmp_path / "other", tmp_path / "out"
+    picture(other / "1.jpg", 50)
+    job(tiny_model, source, out)
+    first = records(out)
+
+    for settings in ([f"predict.input_dir={other}"], [f"file={other / '1.jpg'}"]):
+        job(tiny_model, source, out, *settings)
+        assert records(out)["1.jpg.json"]["file"] == str(other / "1.jpg"), settings
+        job(tiny_model, source, out)
+        assert records(out) == first, settings
+        assert _counts(out) == (1, 0, 9), settings
+
+    job(tiny_model, source, out, f"file={source / '1.jpg'}")
+    job(tiny_model, source, out)
+    assert _counts(out) == (0, 0, 10), "its own answer was written there"
+
+
+def test_a_result_that_is_not_the_ledger_s_is_made_again(tiny_model: Path, source: Path, tmp_path: Path) -> None:
+    """Of a run that was killed before its ledger, torn by a loss of power, or of before a run that wrote a table only."""
+    out = tmp_path / "out"
+    job(tiny_model, source, out)
+    first = records(out)
+    (out / "2.jpg.json").write_bytes((out / "3.jpg.json").read_bytes())
+    (out / "4.jpg.json").write_bytes(b"")
+    picture(source / "5.jpg", 95)
+    job(tiny_model, source, out, "predict.format=csv")
+
+    job(tiny_model, source, out)
+
+    assert _counts(out) == (3, 0, 7)
+    after = records(out)
+    assert {name for name in first if after[name] != first[name]} == {"5.jpg.json"}
+    job(tiny_model, source, out)
+    assert _counts(out) == (0, 0, 10)
+
+
 def test_a_table_of_another_format_needs_no_computing(tiny_model: Path, source: Path, tmp_path: Path) -> None:
     job(tiny_model, source, tmp_path / "out")
 

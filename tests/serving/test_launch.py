@@ -100,6 +100,7 @@ def test_make_serve_answers_on_this_machine_only(animals: Path, tmp_path: Path) 
     shown = log.read_text()
     assert f"page       {url}/" in shown
     assert "Warning" not in shown and "Traceback" not in shown
+    assert re.search(r"dashboard  http://\S+ \(it asks for a token: ray get-auth-token\)", shown)
 
 
 def _swap_as_it_says(shown: str, model: Path) -> None:
@@ -148,6 +149,17 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[s
     error = [line for line in done.stdout.splitlines() if line.startswith("Error: ")]
     assert len(error) == 1 and words in error[0]
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "keys"), [("launch", ["model", "host", "max_queue"]), ("swap", ["model", "app", "timeout_s"])]
+)
+def test_help_names_the_keys(command: str, keys: list[str]) -> None:
+    """And needs no endpoint."""
+    arguments = [sys.executable, "-m", f"serving.{command}", "--help"]
+    done = subprocess.run(arguments, cwd=_ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout
+    assert [key for key in keys if re.search(rf"^  {key} +\S+ +\S", done.stdout, re.MULTILINE)] == keys
 
 
 @pytest.mark.parametrize(

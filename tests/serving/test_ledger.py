@@ -9,7 +9,7 @@ from serving.ledger import FOLDER, SCHEMA, Ledger
 from serving.storage import LocalStorage
 
 
-def _write(storage: LocalStorage, chunk: int, *entries: tuple[int, int, list[int]]) -> str:
+def _write(storage: LocalStorage, chunk: int, *entries: tuple[int, int, list[int]], schema: pa.Schema = SCHEMA) -> str:
     """A part of (path key, content key, codes), of a run of its own."""
     run = ledger.next_run(storage)
     rows = [
@@ -21,11 +21,16 @@ def _write(storage: LocalStorage, chunk: int, *entries: tuple[int, int, list[int
             "probabilities": [0.5] * len(codes),
             "error": None if codes else "EmptyImage",
             "message": None if codes else "0 bytes",
+            "result_key": ledger.result_key(_result(path)),
         }
         for path, content, codes in entries
     ]
-    ledger.write_part(storage, pa.Table.from_pylist(rows, schema=SCHEMA), run=run, chunk=chunk)
+    ledger.write_part(storage, pa.Table.from_pylist(rows, schema=schema), run=run, chunk=chunk)
     return run
+
+
+def _result(path: int) -> bytes:
+    return b'{"file": "/in/%d.jpg"}' % path
 
 
 def test_a_picture_is_found_by_place_and_content(tmp_path: Path) -> None:
@@ -55,6 +60,24 @@ def test_the_newest_entry_counts_before_and_after_merging(tmp_path: Path) -> Non
         table = ledger.merge(storage, run=run)
         assert table["file"].to_pylist() == [b"/in/1.jpg", b"/in/2.jpg"], when
     assert len(storage.names(FOLDER)) == 1
+
+
+def test_a_ledger_of_an_earlier_version_is_read_and_merged(tmp_path: Path) -> None:
+    """It does not state the results' bytes: then a result counts for the picture that it names."""
+    storage = LocalStorage(str(tmp_path))
+    earlier = pa.schema([field for field in SCHEMA if field.name != "result_key"])
+    _write(storage, 0, (1, 100, [0]), (2, 100, [0]), schema=earlier)
+    run = _write(storage, 0, (2, 200, [1]), (3, 100, [0]))
+
+    for when in ("before", "after"):
+        book = Ledger.load(storage)
+        assert [book.find(1, 100), book.find(2, 200), book.find(3, 100)] == [0, 1, 0], when
+        assert book.wrote(1, b'{"file": "/in/1.jpg", "other": 1}', file="/in/1.jpg"), when
+        for other in (_result(2), b"", b"[]", b'"file"', b"{}", b"\xff"):
+            assert not book.wrote(1, other, file="/in/1.jpg"), (when, other)
+        assert book.wrote(2, _result(2), file="/in/2.jpg"), when
+        assert not book.wrote(2, b'{"file": "/in/2.jpg", "other": 1}', file="/in/2.jpg"), when
+        ledger.merge(storage, run=run)
 
 
 def test_killed_while_merging_nothing_is_lost(tmp_path: Path) -> None:
