@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,14 +63,21 @@ class Worker:
         return time.monotonic() - self._heard_s > 3 * BEAT_S
 
 
+class Decoding:
+    """One pass over all pictures. Another one begins when blocks of it were lost: what the older one still gives is dropped."""
+
+    def __init__(self, splits: Iterable[str]) -> None:
+        self.blocks: dict[str, list[tuple[Any, int]]] = {split: [] for split in splits}
+        self.failure: BaseException | None = None
+
+
 class Feed:
     """Runs as an async actor; every method is a question that one of the others asks."""
 
     def __init__(self, plan: FeedPlan) -> None:
         self._plan = plan
-        self._blocks: dict[str, list[tuple[Any, int]]] = {split: [] for split in plan.splits}
-        self._failure: BaseException | None = None
-        self._decoding = False
+        self._decoding = Decoding(plan.splits)
+        self._has_begun = False
         self._changed = asyncio.Event()
         self._attempt = ""
         self._workers: dict[int, Worker] = {}
@@ -83,13 +91,13 @@ class Feed:
 
     async def start(self) -> None:
         """Begin to decode, unless an earlier trial has seen to it."""
-        if not self._decoding:
-            self._decoding = True
+        if not self._has_begun:
+            self._has_begun = True
             self._begin()
 
     def _begin(self) -> None:
-        loop = asyncio.get_running_loop()
-        threading.Thread(target=self._decode, args=(loop,), name="decode", daemon=True).start()
+        arguments = (self._decoding, asyncio.get_running_loop())
+        threading.Thread(target=self._decode, args=arguments, name="decode", daemon=True).start()
 
     async def join(self, attempt: str, rank: int, where: str, handle: Any) -> None:
         """A worker starts; the first one of a new attempt makes the feed forget how far the last attempt was.
@@ -102,8 +110,8 @@ class Feed:
         """
         if attempt != self._attempt:
             self._attempt, self._workers, self._ceiling = attempt, {}, None
-            if self._failure is not None:  # what ended the decoding may be over
-                self._failure, self._blocks = None, {split: [] for split in self._plan.splits}
+            if self._decoding.failure is not None:  # what ended it may be over
+                self._decoding = Decoding(self._plan.splits)
                 self._begin()
         self._workers[rank] = Worker(where, handle)
 
@@ -113,13 +121,13 @@ class Feed:
         Raises:
             whatever ended the decoding.
         """
-        if len(self._blocks[split]) <= since:
+        if len(self._decoding.blocks[split]) <= since:
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), _POLL_S)
-        if self._failure is not None:
-            raise self._failure
-        return self._blocks[split][since:]
+        if self._decoding.failure is not None:
+            raise self._decoding.failure
+        return self._decoding.blocks[split][since:]
 
     async def tick(self, attempt: str, rank: int, epoch: int, step: int, steps: int) -> bool:
         """A worker is about to take a step. False: take no more, and every other worker is told so at this same step.
@@ -154,9 +162,10 @@ class Feed:
         text = ". ".join(f"{self._name_of(rank)} {what}" for rank, what in sorted(said.items()))
         self._events.append({"kind": "failure", "text": text, "number": self._failures})
 
-    async def lose(self, error: BaseException) -> None:
+    async def lose(self, attempt: str, error: BaseException) -> None:
         """A block is gone, and Ray could not make it again: the next attempt gets them all anew."""
-        self._failure = error
+        if attempt == self._attempt:
+            self._decoding.failure = error
 
     async def workers(self) -> dict[int, Any]:
         """The actors of the present attempt, by rank."""
@@ -187,12 +196,10 @@ class Feed:
         self._events.append(event)
 
     async def status(self, since: int) -> dict[str, Any]:
-        """How far training and decoding are, and the events from number `since` on."""
-        decoded = {split: sum(rows for _, rows in blocks) for split, blocks in self._blocks.items()}
+        """How far training is, and the events from number `since` on."""
         return {
             "place": max(self._places(), default=None),
             "steps": self._steps,
-            "decoded": decoded,
             "events": self._events[since:],
             "slowest": self._slowest(),
         }
@@ -216,7 +223,7 @@ class Feed:
         assert worker.doing is not None
         return self._name_of(rank), "not answering" if silent else PHASES[worker.doing[2]], worker.stuck_s
 
-    def _decode(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _decode(self, decoding: Decoding, loop: asyncio.AbstractEventLoop) -> None:
         from training.stream import stream_blocks
 
         plan = self._plan
@@ -233,8 +240,10 @@ class Feed:
                     shards=plan.shards[split] if plan.shards else None,
                 )
                 for block in stream:
-                    self._blocks[split].append(block)
+                    if decoding is not self._decoding:  # a later one has taken its place
+                        return
+                    decoding.blocks[split].append(block)
                     loop.call_soon_threadsafe(self._changed.set)
         except BaseException as error:
-            self._failure = error
+            decoding.failure = error
             loop.call_soon_threadsafe(self._changed.set)

@@ -60,6 +60,7 @@ def run_worker(options: dict[str, Any]) -> None:
         CodeFailed, SystemFailed: instead of whatever was raised, which may not survive pickling.
     """
     job: Job = options["job"]
+    attempt = ""
     try:
         attempt, start = _agree(job)
         _join(job, attempt)
@@ -69,7 +70,7 @@ def run_worker(options: dict[str, Any]) -> None:
     except Exception as error:
         if is_systems(error):
             if isinstance(root(error), ObjectLostError):
-                ray.get(job.feed.lose.remote(root(error)), timeout=_ANSWER_WITHIN_S)
+                ray.get(job.feed.lose.remote(attempt, root(error)), timeout=_ANSWER_WITHIN_S)
             raise SystemFailed(in_one_line(error)) from error
         fault = {
             "line": in_one_line(error),
