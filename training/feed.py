@@ -8,13 +8,14 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from classifier.errors import DatasetError
 from classifier.preprocess import PreprocessSpec
 from training.root import Root
+from training.unreadable import Unreadable, UnreadableBook, first_note
 
 # A worker asks again after this long: a wait never outlives its reason unseen.
 _POLL_S = 10.0
@@ -36,6 +37,7 @@ class FeedPlan:
     decode_tasks: int  # how many of them run at a time
     shards: dict[str, Path] | None  # split -> where its blocks are written; None keeps them in the object store
     name: str
+    max_bad_share: float  # of all pictures, how many may be unreadable by now
 
 
 class Worker:
@@ -66,8 +68,10 @@ class Worker:
 class Decoding:
     """One pass over all pictures. Another one begins when blocks of it were lost: what the older one still gives is dropped."""
 
-    def __init__(self, splits: Iterable[str]) -> None:
-        self.blocks: dict[str, list[tuple[Any, int]]] = {split: [] for split in splits}
+    def __init__(self, plan: FeedPlan) -> None:
+        self.blocks: dict[str, list[tuple[Any, int]]] = {split: [] for split in plan.splits}
+        pictures = {split: len(paths) for split, paths in plan.splits.items()}
+        self.unreadable = UnreadableBook(pictures, max_share=plan.max_bad_share)
         self.failure: BaseException | None = None
 
 
@@ -76,7 +80,7 @@ class Feed:
 
     def __init__(self, plan: FeedPlan) -> None:
         self._plan = plan
-        self._decoding = Decoding(plan.splits)
+        self._decoding = Decoding(plan)
         self._has_begun = False
         self._changed = asyncio.Event()
         self._attempt = ""
@@ -111,7 +115,7 @@ class Feed:
         if attempt != self._attempt:
             self._attempt, self._workers, self._ceiling = attempt, {}, None
             if self._decoding.failure is not None:  # what ended it may be over
-                self._decoding = Decoding(self._plan.splits)
+                self._decoding = Decoding(self._plan)
                 self._begin()
         self._workers[rank] = Worker(where, handle)
 
@@ -121,7 +125,7 @@ class Feed:
         Raises:
             whatever ended the decoding.
         """
-        if len(self._decoding.blocks[split]) <= since:
+        if self._decoding.failure is None and len(self._decoding.blocks[split]) <= since:
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), _POLL_S)
@@ -133,7 +137,12 @@ class Feed:
         """A worker is about to take a step. False: take no more, and every other worker is told so at this same step.
 
         Workers that stopped at different steps would wait for each other's gradients for ever.
+
+        Raises:
+            DatasetError: the pictures are not what they were; decoding, which is ahead of training, has found it out.
         """
+        if isinstance(self._decoding.failure, DatasetError):
+            raise self._decoding.failure
         if attempt != self._attempt:  # its peers are dead, and it will be ended
             return True
         if self._stopping and self._ceiling is None:
@@ -166,6 +175,22 @@ class Feed:
         """A block is gone, and Ray could not make it again: the next attempt gets them all anew."""
         if attempt == self._attempt:
             self._decoding.failure = error
+
+    async def tell_unreadable(self, split: str, machine: str, found: dict[str, str]) -> None:
+        """A decode task could not read these pictures: path -> why. Too many of them end the run."""
+        book = self._decoding.unreadable
+        is_first = not book.rows
+        book.add(split, machine, found)
+        if is_first:
+            self._events.append({"kind": "note", "text": first_note(book.rows[0])})
+        said = book.too_many()
+        if said is not None and self._decoding.failure is None:
+            self._decoding.failure = DatasetError(said)
+            self._changed.set()
+
+    async def unreadable(self) -> list[Unreadable]:
+        """The pictures that could not be read."""
+        return self._decoding.unreadable.rows
 
     async def workers(self) -> dict[int, Any]:
         """The actors of the present attempt, by rank."""
@@ -224,9 +249,11 @@ class Feed:
         return self._name_of(rank), "not answering" if silent else PHASES[worker.doing[2]], worker.stuck_s
 
     def _decode(self, decoding: Decoding, loop: asyncio.AbstractEventLoop) -> None:
+        import ray
+
         from training.stream import stream_blocks
 
-        plan = self._plan
+        plan, me = self._plan, ray.get_runtime_context().current_actor
         try:
             for split, paths in plan.splits.items():
                 stream = stream_blocks(
@@ -238,6 +265,7 @@ class Feed:
                     tasks=plan.decode_tasks,
                     name=f"{plan.name}-{split}",
                     shards=plan.shards[split] if plan.shards else None,
+                    book=(me, split),
                 )
                 for block in stream:
                     if decoding is not self._decoding:  # a later one has taken its place

@@ -55,6 +55,7 @@ def plan_job(
         decode_tasks=decode_tasks(cores=plan.decode_tasks, pictures=pictures, size_bytes=size_bytes),
         shards=_shards(config, catalog, spec, needed_bytes=needed, object_store_bytes=object_store_bytes),
         name=name,
+        max_bad_share=config.data.max_bad_share,
     )
     # Beside the driver, whose end is the run's end in any case: elsewhere a second machine could end it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 # After Ctrl-C: the steps under way end, nothing else. Longer than that and something hangs.
 _STOP_TIMEOUT_S = 180.0
+_ANSWER_WITHIN_S = 60.0
 
 _ABOUT = """
 python -m training.run ds=DATASET [key=value ...]
@@ -156,6 +157,7 @@ def _run(
             _say_how_to_go_on(folder, terminal)
             raise
         keep_checkpoints(folder, monitor=rule.monitor, mode=rule.mode, save_top_k=rule.save_top_k)
+        _say_unreadable(job, folder, terminal)
         if stopped:
             return _close_interrupted(config, job, spec, folder, terminal)
     return _close(folder, terminal)
@@ -189,6 +191,18 @@ def _run_until_stopped(experiment: "Experiment", folder: "RunFolder", terminal: 
                 raise Interrupted(f"Training did not stop within {_STOP_TIMEOUT_S:.0f} s; it is ended now.")
         running.result()
     return bool(stopped_at) and not (folder.train_info / "metrics.json").is_file()
+
+
+def _say_unreadable(job: "Job", folder: "RunFolder", terminal: Terminal) -> None:
+    """Name the pictures that went missing while the run lasted."""
+    import ray
+
+    from training.unreadable import UNREADABLE, last_note, write_unreadable
+
+    rows = ray.get(job.feed.unreadable.remote(), timeout=_ANSWER_WITHIN_S)
+    write_unreadable(folder.train_info / UNREADABLE, rows)
+    if rows:
+        terminal.say(last_note(rows, Path(_shown(folder)) / folder.train_info.name / UNREADABLE))
 
 
 def _close(folder: "RunFolder", terminal: Terminal) -> int:
