@@ -19,7 +19,6 @@ from cluster.terminal import EXIT_INTERRUPTED, EXIT_OK, Terminal, on_interrupt, 
 
 if TYPE_CHECKING:
     from classifier.preprocess import PreprocessSpec
-    from cluster.session import Session
     from cluster.sizing import Plan
     from training.catalog import Catalog
     from training.config import TrainConfig
@@ -91,7 +90,12 @@ def _train(config: "TrainConfig", terminal: Terminal) -> int:
         plan = plan_training(session.capacity, num_workers=config.workers, device=config.trainer.device)
         catalog = _prepare(config, root, entries, plan, terminal)
         _show_plan(plan, catalog, spec, terminal)
-        return _run(config, catalog, spec, plan, session, terminal)
+        from training.cache import pixel_cache
+
+        # before there is a model folder: what cannot be kept leaves none
+        store_bytes = session.capacity.smallest_store_bytes(use_gpu=plan.use_gpu)
+        with pixel_cache(config, catalog, spec, object_store_bytes=store_bytes) as shards:
+            return _run(config, catalog, spec, plan, shards, terminal)
 
 
 def _prepare(
@@ -124,7 +128,7 @@ def _run(
     catalog: "Catalog",
     spec: "PreprocessSpec",
     plan: "Plan",
-    session: "Session",
+    shards: dict[str, Path] | None,
     terminal: Terminal,
 ) -> int:
     from training.catalog import INFO, write_info
@@ -139,7 +143,7 @@ def _run(
     write_info(folder.train_info / INFO, catalog)
     terminal.keep_log_in(folder.log)
     rule = config.callbacks.model_checkpoint
-    with plan_job(config, catalog, spec, plan, folder, object_store_bytes=session.object_store_bytes) as job:
+    with plan_job(config, catalog, spec, plan, folder, shards) as job:
         progress = EpochProgress(
             terminal,
             job.feed,
