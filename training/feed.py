@@ -225,6 +225,7 @@ class Feed:
         return {
             "place": max(self._places(), default=None),
             "steps": self._steps,
+            "workers": len(self._workers),
             "events": self._events[since:],
             "slowest": self._slowest(),
         }

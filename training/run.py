@@ -147,6 +147,7 @@ def _run(
         progress = EpochProgress(
             terminal,
             job.feed,
+            workers=plan.num_workers,
             pictures=len(job.codes["train"]),
             max_epochs=config.trainer.max_epochs,
             monitor=rule.monitor,

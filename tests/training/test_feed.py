@@ -154,12 +154,14 @@ def test_a_new_attempt_gets_blocks_that_were_lost_anew(monkeypatch: pytest.Monke
     """And only those: what the old decoding still gives would shift every later row away from its label."""
     released = threading.Event()
     over: list[str] = []
+    went_on: list[str] = []
 
     def old() -> Iterator[tuple[str, int]]:
         yield "lost", 5
         try:
             assert released.wait(10)
             yield "late", 5
+            went_on.append("old")
             raise OSError(errno.EIO, "of the old one")
         finally:
             over.append("old")
@@ -185,6 +187,7 @@ def test_a_new_attempt_gets_blocks_that_were_lost_anew(monkeypatch: pytest.Monke
         return await feed.blocks("train", 0)
 
     assert asyncio.run(story()) == [("first", 5), ("second", 5)]
+    assert not went_on
 
 
 def test_too_many_unreadable_pictures_end_the_run_at_the_next_step() -> None:
