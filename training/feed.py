@@ -114,7 +114,8 @@ class Feed:
         """
         if attempt != self._attempt:
             self._attempt, self._workers, self._ceiling = attempt, {}, None
-            if self._decoding.failure is not None:  # what ended it may be over
+            failure = self._decoding.failure
+            if failure is not None and not isinstance(failure, DatasetError):  # what ended it may be over
                 self._decoding = Decoding(self._plan)
                 self._begin()
         self._workers[rank] = Worker(where, handle)

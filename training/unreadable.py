@@ -46,20 +46,21 @@ class UnreadableBook:
 
     def too_many(self) -> str | None:
         """Why the run cannot go on; None when it can."""
-        if not self._found:
-            return None
-        first = next(iter(self._found.values()))
-        example = f"the first is {first.filepath}: {first.reason}, on {first.machine}"
-        pictures, most = sum(self._pictures.values()), self._max_share
         for split, count in self._in_split.items():
             if count == self._pictures[split]:
-                return f"no picture of the {split} split can be read any more ({example})"
+                first = next(row for row in self.rows if row.split == split)
+                return f"no picture of the {split} split can be read any more ({_example(first)})"
+        pictures, most = sum(self._pictures.values()), self._max_share
         if len(self._found) <= most * pictures:
             return None
         return (
-            f"{len(self._found)} of {pictures} pictures cannot be read any more ({example}); at most {most:.0%} may be bad: "
-            "mend the folder on that machine, or raise data.max_bad_share"
+            f"{len(self._found)} of {pictures} pictures cannot be read any more ({_example(self.rows[0])}); at most "
+            f"{most:.0%} may be bad: mend the folder on that machine, or raise data.max_bad_share"
         )
+
+
+def _example(first: Unreadable) -> str:
+    return f"the first is {first.filepath}: {first.reason}, on {first.machine}"
 
 
 def first_note(found: Unreadable) -> str:

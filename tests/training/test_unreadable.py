@@ -49,6 +49,7 @@ def test_the_share_is_of_all_pictures_and_a_picture_counts_once() -> None:
 def test_a_split_of_which_nothing_is_left_ends_the_run() -> None:
     """Ten of a hundred are few, but there would be nothing to score."""
     book = _book()
+    book.add("train", "node-3", {"x": GONE})
     book.add("test", "node-3", {str(number): GONE for number in range(10)})
 
     assert str(book.too_many()).startswith("no picture of the test split can be read any more (the first is 0: ")
