@@ -355,6 +355,7 @@ def _stream(arguments: argparse.Namespace, *, on_disk: bool) -> dict[str, float]
                 decode_tasks=decode_tasks(cores=plan.decode_tasks, pictures=len(files), size_bytes=size_bytes),
                 shards={"train": Path(shards)} if on_disk else None,
                 name="bench",
+                max_bad_share=0.0,
             )
         )
         feed.start.remote()

@@ -1,5 +1,6 @@
 """From the bytes of a picture to an upright RGB image."""
 
+import errno
 import io
 import os
 import stat
@@ -8,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from classifier.errors import BadImage, EmptyImage, NotAFile, TooManyBytes, TooManyPixels, UnsupportedFormat
+from classifier.errors import BadImage, EmptyImage, NotAFile, OutOfReach, TooManyBytes, TooManyPixels, UnsupportedFormat
 
 # Pillow's names; MPO (two JPEGs in a file, from phones) is found by its JPEG reader.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -18,6 +19,27 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", 
 MAX_PIXELS = 89_000_000
 MAX_BYTES = 256 * 1024 * 1024
 _CHUNK_BYTES = 64 * 1024
+
+# What a file system or this machine says when it may answer differently later: it says nothing of the picture.
+_OUT_OF_REACH = frozenset(
+    {
+        errno.EIO,
+        errno.ESTALE,
+        errno.ENOTCONN,
+        errno.ETIMEDOUT,
+        errno.ECONNRESET,
+        errno.ECONNREFUSED,
+        errno.ECONNABORTED,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.EBUSY,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+    }
+)
 
 _ORIENTATION = 0x0112  # EXIF tag
 _UPRIGHT = {  # EXIF 2.32, table 6: what undoes each orientation
@@ -52,13 +74,14 @@ def read_file(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> by
     Raises:
         NotAFile: a folder, FIFO, socket or device.
         TooManyBytes: the file is larger than `max_bytes`.
+        OutOfReach: its file system does not give it now, which says nothing of the picture.
         BadImage: it cannot be opened or read.
     """
     try:
         # O_NONBLOCK: a FIFO named x.jpg would otherwise block open() until somebody writes to it.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise BadImage(f"cannot be opened: {error.strerror}") from error
+        raise _unread(path, "opened", error) from error
     except ValueError as error:  # a null byte in the name
         raise BadImage(f"cannot be opened: {error}") from error
     try:
@@ -67,12 +90,18 @@ def read_file(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> by
             raise NotAFile("a folder, not a file" if stat.S_ISDIR(status.st_mode) else "not a regular file")
         data = _read_all(descriptor, status.st_size, max_bytes)
     except OSError as error:
-        raise BadImage(f"cannot be read: {error.strerror}") from error
+        raise _unread(path, "read", error) from error
     finally:
         os.close(descriptor)
     if len(data) > max_bytes:
         raise TooManyBytes(f"{max(status.st_size, len(data)):,} bytes; at most {max_bytes:,} are read")
     return data
+
+
+def _unread(path: str | os.PathLike[str], what: str, error: OSError) -> BadImage:
+    if error.errno in _OUT_OF_REACH:
+        return OutOfReach(f"{os.fspath(path)} cannot be {what}: {error.strerror}")
+    return BadImage(f"cannot be {what}: {error.strerror}")
 
 
 def _read_all(descriptor: int, stated_bytes: int, max_bytes: int) -> bytes:

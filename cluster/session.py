@@ -50,7 +50,6 @@ class Session:
     """A connection to Ray."""
 
     capacity: "Capacity"
-    object_store_bytes: float
     dashboard_url: str | None
     started_here: bool
 
@@ -96,7 +95,6 @@ def ray_session(*, address: str | None, admission_cpus: int | None) -> Iterator[
         dashboard = context.dashboard_url
         yield Session(
             capacity=_capacity(ray.nodes(), cores=physical_cores() if address is None else None),
-            object_store_bytes=ray.cluster_resources().get("object_store_memory", 0.0),
             dashboard_url=f"http://{dashboard}" if dashboard else None,
             started_here=address is None,
         )
@@ -127,7 +125,9 @@ def _capacity(nodes: list[dict[str, Any]], *, cores: int | None) -> "Capacity":
     from cluster.sizing import Capacity, Node
 
     alive = [node["Resources"] for node in nodes if node["Alive"]]
-    machines = tuple(Node(cpus=found.get("CPU", 0.0), gpus=found.get("GPU", 0.0)) for found in alive)
+    machines = tuple(
+        Node(found.get("CPU", 0.0), found.get("GPU", 0.0), found.get("object_store_memory", 0.0)) for found in alive
+    )
     cpus = sum(machine.cpus for machine in machines)
     gpus = sum(machine.gpus for machine in machines)
     return Capacity(cpus=cpus, gpus=gpus, cores=cpus if cores is None else cores, nodes=machines)

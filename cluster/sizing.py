@@ -30,6 +30,7 @@ class Node:
 
     cpus: float
     gpus: float
+    object_store_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,10 @@ class Capacity:
     def machines(self) -> tuple[Node, ...]:
         """The nodes that something can run on."""
         return tuple(node for node in self.nodes if node.cpus > 0) or (Node(self.cpus, self.gpus),)
+
+    def smallest_store_bytes(self, *, use_gpu: bool) -> float:
+        """The smallest object store of the machines that a worker may run on: each of them comes to hold all pixels."""
+        return min(node.object_store_bytes for node in self.machines if not use_gpu or node.gpus >= 1)
 
 
 @dataclass(frozen=True)

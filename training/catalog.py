@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import yaml
 from pyarrow.csv import write_csv
 
-from classifier.errors import DatasetError, OutputError
+from classifier.errors import BadImage, DatasetError, OutputError
 from cluster.bucket import Bucket, open_place
 from training.config import DataConfig
 from training.inspection import ROW
@@ -124,7 +124,9 @@ def prepare_catalog(
     known = _read(folder)
     if known is not None:
         table, info = known
-        if info.get("listing") == _listing_digest(entries) and info.get("policy") == policy:
+        is_same = info.get("listing") == _listing_digest(entries) and info.get("policy") == policy
+        if is_same and not _has_unopened(table):
+            _check(name, root, table, max_bad_share=config.max_bad_share)
             return _catalog(name, root, folder, table, seed=seed, reused=True)
         same_limits = info.get("policy", {}).get("max_pixels") == config.max_pixels
         found = _opened(table) if same_limits else ROW.empty_table()
@@ -157,6 +159,12 @@ def write_summaries(folder: Path, catalog: Catalog) -> None:
 def _opened(table: pa.Table) -> pa.Table:
     # a file that could not be opened may have been mended without a new date (permissions)
     return table.filter(pc.is_valid(table["sha256"])).select(ROW.names)
+
+
+def _has_unopened(table: pa.Table) -> bool:
+    # what kept it from being opened may have passed without a new date of the file
+    candidates = table.filter(pc.equal(table["reason"], BadImage.reason))
+    return bool(candidates["sha256"].null_count)
 
 
 def _listed(entries: list[Entry]) -> pa.Table:

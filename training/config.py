@@ -79,7 +79,9 @@ class DataConfig(Section):
     )
     max_pixels: int = Field(ge=1, le=178_956_970, description="a picture that declares more is set aside")
     cache: Literal["auto", "memory", "disk"] = Field(description="where decoded pixels are kept between epochs")
-    memory_share: float = Field(gt=0, le=0.8, description="share of Ray's object store that decoded pixels may take")
+    memory_share: float = Field(
+        gt=0, le=0.8, description="share of a machine's object store that decoded pixels may take"
+    )
     disk_limit_gb: float = Field(gt=0, description="size of paths.cache; the oldest entries go when it is exceeded")
 
 

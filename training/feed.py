@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from classifier.errors import DatasetError
 from classifier.preprocess import PreprocessSpec
 from training.root import Root
+from training.unreadable import Unreadable, UnreadableBook, first_note
 
 # A worker asks again after this long: a wait never outlives its reason unseen.
 _POLL_S = 10.0
@@ -35,6 +37,7 @@ class FeedPlan:
     decode_tasks: int  # how many of them run at a time
     shards: dict[str, Path] | None  # split -> where its blocks are written; None keeps them in the object store
     name: str
+    max_bad_share: float  # of all pictures, how many may be unreadable by now
 
 
 class Worker:
@@ -62,14 +65,23 @@ class Worker:
         return time.monotonic() - self._heard_s > 3 * BEAT_S
 
 
+class Decoding:
+    """One pass over all pictures. Another one begins when blocks of it were lost: what the older one still gives is dropped."""
+
+    def __init__(self, plan: FeedPlan) -> None:
+        self.blocks: dict[str, list[tuple[Any, int]]] = {split: [] for split in plan.splits}
+        pictures = {split: len(paths) for split, paths in plan.splits.items()}
+        self.unreadable = UnreadableBook(pictures, max_share=plan.max_bad_share)
+        self.failure: BaseException | None = None
+
+
 class Feed:
     """Runs as an async actor; every method is a question that one of the others asks."""
 
     def __init__(self, plan: FeedPlan) -> None:
         self._plan = plan
-        self._blocks: dict[str, list[tuple[Any, int]]] = {split: [] for split in plan.splits}
-        self._failure: BaseException | None = None
-        self._decoding = False
+        self._decoding = Decoding(plan)
+        self._has_begun = False
         self._changed = asyncio.Event()
         self._attempt = ""
         self._workers: dict[int, Worker] = {}
@@ -83,13 +95,13 @@ class Feed:
 
     async def start(self) -> None:
         """Begin to decode, unless an earlier trial has seen to it."""
-        if not self._decoding:
-            self._decoding = True
+        if not self._has_begun:
+            self._has_begun = True
             self._begin()
 
     def _begin(self) -> None:
-        loop = asyncio.get_running_loop()
-        threading.Thread(target=self._decode, args=(loop,), name="decode", daemon=True).start()
+        arguments = (self._decoding, asyncio.get_running_loop())
+        threading.Thread(target=self._decode, args=arguments, name="decode", daemon=True).start()
 
     async def join(self, attempt: str, rank: int, where: str, handle: Any) -> None:
         """A worker starts; the first one of a new attempt makes the feed forget how far the last attempt was.
@@ -102,8 +114,9 @@ class Feed:
         """
         if attempt != self._attempt:
             self._attempt, self._workers, self._ceiling = attempt, {}, None
-            if self._failure is not None:  # what ended the decoding may be over
-                self._failure, self._blocks = None, {split: [] for split in self._plan.splits}
+            failure = self._decoding.failure
+            if failure is not None and not isinstance(failure, DatasetError):  # what ended it may be over
+                self._decoding = Decoding(self._plan)
                 self._begin()
         self._workers[rank] = Worker(where, handle)
 
@@ -113,19 +126,24 @@ class Feed:
         Raises:
             whatever ended the decoding.
         """
-        if len(self._blocks[split]) <= since:
+        if self._decoding.failure is None and len(self._decoding.blocks[split]) <= since:
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), _POLL_S)
-        if self._failure is not None:
-            raise self._failure
-        return self._blocks[split][since:]
+        if self._decoding.failure is not None:
+            raise self._decoding.failure
+        return self._decoding.blocks[split][since:]
 
     async def tick(self, attempt: str, rank: int, epoch: int, step: int, steps: int) -> bool:
         """A worker is about to take a step. False: take no more, and every other worker is told so at this same step.
 
         Workers that stopped at different steps would wait for each other's gradients for ever.
+
+        Raises:
+            DatasetError: the pictures are not what they were; decoding, which is ahead of training, has found it out.
         """
+        if isinstance(self._decoding.failure, DatasetError):
+            raise self._decoding.failure
         if attempt != self._attempt:  # its peers are dead, and it will be ended
             return True
         if self._stopping and self._ceiling is None:
@@ -154,9 +172,26 @@ class Feed:
         text = ". ".join(f"{self._name_of(rank)} {what}" for rank, what in sorted(said.items()))
         self._events.append({"kind": "failure", "text": text, "number": self._failures})
 
-    async def lose(self, error: BaseException) -> None:
+    async def lose(self, attempt: str, error: BaseException) -> None:
         """A block is gone, and Ray could not make it again: the next attempt gets them all anew."""
-        self._failure = error
+        if attempt == self._attempt:
+            self._decoding.failure = error
+
+    async def tell_unreadable(self, split: str, machine: str, found: dict[str, str]) -> None:
+        """A decode task could not read these pictures: path -> why. Too many of them end the run."""
+        book = self._decoding.unreadable
+        is_first = not book.rows
+        book.add(split, machine, found)
+        if is_first:
+            self._events.append({"kind": "note", "text": first_note(book.rows[0])})
+        said = book.too_many()
+        if said is not None and self._decoding.failure is None:
+            self._decoding.failure = DatasetError(said)
+            self._changed.set()
+
+    async def unreadable(self) -> list[Unreadable]:
+        """The pictures that could not be read."""
+        return self._decoding.unreadable.rows
 
     async def workers(self) -> dict[int, Any]:
         """The actors of the present attempt, by rank."""
@@ -187,12 +222,11 @@ class Feed:
         self._events.append(event)
 
     async def status(self, since: int) -> dict[str, Any]:
-        """How far training and decoding are, and the events from number `since` on."""
-        decoded = {split: sum(rows for _, rows in blocks) for split, blocks in self._blocks.items()}
+        """How far training is, and the events from number `since` on."""
         return {
             "place": max(self._places(), default=None),
             "steps": self._steps,
-            "decoded": decoded,
+            "workers": len(self._workers),
             "events": self._events[since:],
             "slowest": self._slowest(),
         }
@@ -216,10 +250,12 @@ class Feed:
         assert worker.doing is not None
         return self._name_of(rank), "not answering" if silent else PHASES[worker.doing[2]], worker.stuck_s
 
-    def _decode(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _decode(self, decoding: Decoding, loop: asyncio.AbstractEventLoop) -> None:
+        import ray
+
         from training.stream import stream_blocks
 
-        plan = self._plan
+        plan, me = self._plan, ray.get_runtime_context().current_actor
         try:
             for split, paths in plan.splits.items():
                 stream = stream_blocks(
@@ -231,10 +267,13 @@ class Feed:
                     tasks=plan.decode_tasks,
                     name=f"{plan.name}-{split}",
                     shards=plan.shards[split] if plan.shards else None,
+                    book=(me, split),
                 )
                 for block in stream:
-                    self._blocks[split].append(block)
+                    if decoding is not self._decoding:  # a later one has taken its place
+                        return
+                    decoding.blocks[split].append(block)
                     loop.call_soon_threadsafe(self._changed.set)
         except BaseException as error:
-            self._failure = error
+            decoding.failure = error
             loop.call_soon_threadsafe(self._changed.set)

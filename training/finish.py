@@ -37,12 +37,13 @@ def finish(
     load_weights(network, best.file)
     if rank == 0:
         tell({"kind": "testing", "best_epoch": best.metrics["epoch"], "pictures": len(job.codes["test"])})
-    probabilities = _score(network, test, pictures=len(job.codes["test"]), world_size=world_size)
+    probabilities, scored = _score(network, test, pictures=len(job.codes["test"]), world_size=world_size)
+    codes = job.codes["test"][scored]
     if rank != 0:
         return
     from training.evaluation import evaluate, write_report
 
-    scores = evaluate(probabilities, job.codes["test"], labels=job.labels)
+    scores = evaluate(probabilities, codes, labels=job.labels)
     metrics = scores | {
         "best_epoch": best.metrics["epoch"],
         "epochs": _epochs_so_far(folder),
@@ -52,8 +53,8 @@ def finish(
         folder.train_info,
         metrics,
         probabilities,
-        job.codes["test"],
-        paths=job.paths["test"],
+        codes,
+        paths=[job.paths["test"][place] for place in scored],
         labels=job.labels,
         tensorboard=folder.tensorboard if config.logger.tensorboard else None,
     )
@@ -93,8 +94,13 @@ def load_weights(network: Network, checkpoint: Path) -> None:
     network.load_state_dict({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
 
 
-def _score(network: Network, test: EvalBatches, *, pictures: int, world_size: int) -> np.ndarray:  # -> float32 [N,C]
-    """Every worker scores its part; the sum of the parts is the whole, because each row is one worker's only."""
+def _score(network: Network, test: EvalBatches, *, pictures: int, world_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every worker scores its part; the sum of the parts is the whole, because each row is one worker's only.
+
+    Returns:
+        float32 [N,C], and int64 [N]: the places in the split that they belong to. Pictures that could not be read any more
+        have none.
+    """
     import torch
 
     device = next(network.parameters()).device
@@ -105,13 +111,15 @@ def _score(network: Network, test: EvalBatches, *, pictures: int, world_size: in
             answers = torch.softmax(network(batch.pixels.to(device)), dim=1)
             if rows is None:
                 rows = torch.zeros(pictures, answers.shape[1], device=device)
-            real = torch.from_numpy(batch.places >= 0)
+            real = batch.weights > 0
             rows[torch.from_numpy(batch.places)[real].to(device)] = answers[real.to(device)]
         assert rows is not None
         rows = rows.clone()
         if world_size > 1:
             torch.distributed.all_reduce(rows)
-    return rows.cpu().numpy()
+    # probabilities add up to 1 (or are NaN): what is still 0 throughout was scored by nobody
+    scored = rows.ne(0).any(dim=1).cpu().numpy()
+    return rows.cpu().numpy()[scored], np.flatnonzero(scored)
 
 
 def _epochs_so_far(folder: RunFolder) -> int:

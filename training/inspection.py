@@ -10,7 +10,7 @@ import pyarrow as pa
 from classifier import image
 from classifier.errors import BadImage, DatasetError
 from training.listing import Entry
-from training.root import Root, read_pictures, what_was_out_of_reach
+from training.root import Root, read_pictures, what_ended_task
 
 # A reduced decode reads every byte of the file, so it finds whatever is broken, at a fraction of the time.
 _DRAFT_PX = 64
@@ -55,7 +55,7 @@ def inspect(
         A row for each: `reason` is null when it can be used; `sha256` is null when not a byte of it could be read.
 
     Raises:
-        DatasetError: the bucket that they lie in does not answer.
+        DatasetError: the bucket or file system that they lie in does not answer, or is not there on a machine.
     """
     from ray.exceptions import RayError
 
@@ -80,10 +80,10 @@ def inspect(
             opened += batch.num_rows
             on_progress(opened, len(entries))
     except RayError as error:
-        said = what_was_out_of_reach(error)
+        said = what_ended_task(error)
         if said is None:
             raise
-        raise DatasetError(said) from error
+        raise DatasetError(str(said)) from error
     return pa.concat_tables(done)
 
 

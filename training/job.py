@@ -1,18 +1,12 @@
 """From settings and catalog to what the workers are told, and the actor that feeds them."""
 
 import contextlib
-import hashlib
-import json
-import os
-import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
 
-from classifier.errors import OutputError
 from classifier.preprocess import PreprocessSpec
 from cluster.sizing import Plan
 from training.catalog import Catalog
@@ -24,8 +18,6 @@ from training.run_folder import RunFolder
 from training.split import SPLITS
 from training.stream import TASKS_A_CORE, decode_tasks
 
-_GIB = 1024**3
-
 
 @contextlib.contextmanager
 def plan_job(
@@ -34,10 +26,12 @@ def plan_job(
     spec: PreprocessSpec,
     plan: Plan,
     folder: RunFolder,
-    *,
-    object_store_bytes: float,
+    shards: dict[str, Path] | None,
 ) -> Iterator[Job]:
-    """Say what is to be decoded and what the workers are to do; at the end the decoded pixels are let go."""
+    """Say what is to be decoded, where to (`cache.pixel_cache`), and what the workers are to do.
+
+    At the end the decoded pixels are let go.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -45,7 +39,6 @@ def plan_job(
     candidates = find_candidates(folder)
     name = f"{config.ds}-{folder.path.parent.name}-{folder.path.name}"
     pictures, size_bytes = sum(len(split) for split in paths.values()), _size_bytes(catalog)
-    needed = pictures * 3 * spec.height_px * spec.width_px
     feed_plan = FeedPlan(
         root=catalog.root,
         splits=paths,
@@ -53,8 +46,9 @@ def plan_job(
         mean_bytes=size_bytes / pictures,
         decode_cpus=plan.decode_cpus / TASKS_A_CORE,
         decode_tasks=decode_tasks(cores=plan.decode_tasks, pictures=pictures, size_bytes=size_bytes),
-        shards=_shards(config, catalog, spec, needed_bytes=needed, object_store_bytes=object_store_bytes),
+        shards=shards,
         name=name,
+        max_bad_share=config.data.max_bad_share,
     )
     # Beside the driver, whose end is the run's end in any case: elsewhere a second machine could end it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -109,56 +103,3 @@ def _in_order(catalog: Catalog, *, seed: int) -> tuple[dict[str, list[str]], dic
         paths[split] = table["path"].to_pylist()
         codes[split] = np.array([code_of[label] for label in table["label"].to_pylist()], dtype=np.int64)
     return paths, codes
-
-
-def _shards(
-    config: TrainConfig, catalog: Catalog, spec: PreprocessSpec, *, needed_bytes: float, object_store_bytes: float
-) -> dict[str, Path] | None:
-    """Where decoded pixels go: None is the object store, when they fit in their share of it.
-
-    Raises:
-        OutputError: they must go to disk, and do not fit there either.
-    """
-    data = config.data
-    share = object_store_bytes * data.memory_share
-    if data.cache == "memory" or (data.cache == "auto" and needed_bytes <= share):
-        return None
-    key = hashlib.sha256(
-        json.dumps([catalog.fingerprint, catalog.seed, data.split.model_dump(), spec.model_dump()]).encode()
-    ).hexdigest()[:16]
-    base = config.paths.cache.absolute()
-    try:
-        base.mkdir(parents=True, exist_ok=True)
-        _evict(base, keep=key, limit_bytes=data.disk_limit_gb * _GIB - needed_bytes)
-        free = shutil.disk_usage(base).free
-        if needed_bytes > min(free, data.disk_limit_gb * _GIB) and not (base / key).is_dir():
-            raise OutputError(
-                f"decoded pixels need {needed_bytes / _GIB:.1f} GiB: more than the {share / _GIB:.1f} GiB of memory that "
-                f"data.memory_share allows, and than {base} has ({free / _GIB:.1f} GiB free, data.disk_limit_gb="
-                f"{data.disk_limit_gb:g}); raise one of them or set a smaller model.size_px"
-            )
-        shards = {split: base / key / split for split in SPLITS}
-        for folder in shards.values():
-            folder.mkdir(parents=True, exist_ok=True)
-        os.utime(base / key)
-    except OSError as error:
-        raise OutputError(
-            f"{base} cannot be written: {error.strerror}; set paths.cache to a folder that can"
-        ) from error
-    return shards
-
-
-def _evict(base: Path, *, keep: str, limit_bytes: float) -> None:
-    """Remove the entries that were used longest ago, until the others fit."""
-    entries = sorted((entry for entry in base.iterdir() if entry.is_dir() and entry.name != keep), key=_used_at)
-    sizes = {entry: sum(file.stat().st_size for file in entry.rglob("*") if file.is_file()) for entry in entries}
-    total = sum(sizes.values())
-    for entry in entries:
-        if total <= limit_bytes or time.time() - _used_at(entry) < 3600:  # one that is in use now stays
-            return
-        shutil.rmtree(entry, ignore_errors=True)
-        total -= sizes[entry]
-
-
-def _used_at(entry: Path) -> float:
-    return entry.stat().st_mtime

@@ -106,6 +106,12 @@ def refuse_small_classes(
 
 
 def _check_classes(root: Root, classes: list[str]) -> None:
+    for label in classes:
+        try:
+            label.encode()
+        except UnicodeEncodeError:  # a class's name stands in the model, in JSON and on the page
+            shown = label.encode(errors="backslashreplace").decode()
+            raise DatasetError(f"{root}: the name of the class folder {shown} is not UTF-8; rename it") from None
     if len(classes) < 2:
         held = f"has 1 class folder ({classes[0]})" if classes else "has no class folders"
         raise DatasetError(f"{root} {held}; need at least 2: {root}/<class>/<picture>")

@@ -28,6 +28,7 @@ class EpochProgress:
         terminal: Terminal,
         feed: Any,
         *,
+        workers: int,
         pictures: int,
         max_epochs: int,
         monitor: str,
@@ -37,8 +38,9 @@ class EpochProgress:
         self._terminal, self._feed = terminal, feed
         self._pictures, self._max_epochs, self._monitor = pictures, max_epochs, monitor
         self._max_failures, self._slow_after_s = max_failures, slow_after_s
-        self._workers = 0
-        self._failed_s: float | None = None  # when workers were lost that are not there again
+        self._workers = workers  # those of the plan, then those that train
+        self._has_started = self._has_failed = False
+        self._no_room_s: float | None = time.monotonic()  # since when workers are waited for
         self._named: tuple[str, str] | None = None  # who was last said to be slow, and at what
         self._over = threading.Event()
         self._seen = 0
@@ -84,6 +86,8 @@ class EpochProgress:
         for event in status["events"]:
             self._seen += 1
             self._show_event(event)
+        if status["workers"] and not self._has_failed:  # they have room, and load what they need
+            self._no_room_s = None
         self._show_wait(status["slowest"])
         if status["place"] is not None:
             epoch, step = status["place"]
@@ -94,19 +98,20 @@ class EpochProgress:
         match event["kind"]:
             case "started":
                 workers = f"{event['world_size']} worker{'s' if event['world_size'] > 1 else ''}"
-                again = self._workers > 0 or event["epoch"] > 0
+                again = self._has_started or event["epoch"] > 0
                 last = event["last"]
-                if self._workers > 0 and last is not None and last["epoch"] != self._told:
+                if self._has_started and last is not None and last["epoch"] != self._told:
                     self._show_event(last)
                 say(
                     f"Training goes on with epoch {event['epoch']} on {workers}."
                     if again
                     else f"Training on {workers}."
                 )
-                self._workers, self._failed_s, self._named = event["world_size"], None, None
+                self._workers, self._has_started = event["world_size"], True
+                self._no_room_s = self._named = None
             case "failure":
                 self._drop_line()
-                self._failed_s = time.monotonic()
+                self._no_room_s, self._has_failed = time.monotonic(), True
                 number, most = event["number"], self._max_failures
                 then = "starting anew from the last checkpoint" if number <= most else "giving up"
                 say(f"{event['text']}; {then} (failure {number}, trainer.max_failures={most}).")
@@ -126,10 +131,12 @@ class EpochProgress:
 
     def _show_wait(self, slowest: tuple[str, str, float] | None) -> None:
         """Name what the run waits for, once it has waited long."""
-        if self._failed_s is not None:
-            if time.monotonic() - self._failed_s > self._slow_after_s and self._named is None:
+        if self._no_room_s is not None:
+            if time.monotonic() - self._no_room_s > self._slow_after_s and self._named is None:
                 self._named = ("", "")
-                self._terminal.say(f"Waiting for room for {self._workers} workers on what is left of the cluster ...")
+                workers = f"{self._workers} worker{'s' if self._workers > 1 else ''}"
+                where = "what is left of the cluster" if self._has_failed else "the cluster"
+                self._terminal.say(f"Waiting for room for {workers} on {where} ...")
         elif slowest is not None and slowest[2] > self._slow_after_s:
             name, doing, since_s = slowest
             if self._named != (name, doing):

@@ -19,7 +19,6 @@ from cluster.terminal import EXIT_INTERRUPTED, EXIT_OK, Terminal, on_interrupt, 
 
 if TYPE_CHECKING:
     from classifier.preprocess import PreprocessSpec
-    from cluster.session import Session
     from cluster.sizing import Plan
     from training.catalog import Catalog
     from training.config import TrainConfig
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 
 # After Ctrl-C: the steps under way end, nothing else. Longer than that and something hangs.
 _STOP_TIMEOUT_S = 180.0
+_ANSWER_WITHIN_S = 60.0
 
 _ABOUT = """
 python -m training.run ds=DATASET [key=value ...]
@@ -93,7 +93,12 @@ def _train(config: "TrainConfig", terminal: Terminal) -> int:
         catalog = _prepare(config, root, entries, plan, terminal)
         show_dataset(terminal, catalog)
         _show_plan(plan, spec, terminal)
-        return _run(config, catalog, spec, plan, session, terminal)
+        from training.cache import pixel_cache
+
+        # before there is a model folder: what cannot be kept leaves none
+        store_bytes = session.capacity.smallest_store_bytes(use_gpu=plan.use_gpu)
+        with pixel_cache(config, catalog, spec, object_store_bytes=store_bytes) as shards:
+            return _run(config, catalog, spec, plan, shards, terminal)
 
 
 def _prepare(
@@ -126,7 +131,7 @@ def _run(
     catalog: "Catalog",
     spec: "PreprocessSpec",
     plan: "Plan",
-    session: "Session",
+    shards: dict[str, Path] | None,
     terminal: Terminal,
 ) -> int:
     from training.catalog import write_summaries
@@ -141,10 +146,11 @@ def _run(
     write_summaries(folder.train_info, catalog)
     terminal.keep_log_in(folder.log)
     rule = config.callbacks.model_checkpoint
-    with plan_job(config, catalog, spec, plan, folder, object_store_bytes=session.object_store_bytes) as job:
+    with plan_job(config, catalog, spec, plan, folder, shards) as job:
         progress = EpochProgress(
             terminal,
             job.feed,
+            workers=plan.num_workers,
             pictures=len(job.codes["train"]),
             max_epochs=config.trainer.max_epochs,
             monitor=rule.monitor,
@@ -159,6 +165,7 @@ def _run(
             _say_how_to_go_on(folder, terminal)
             raise
         keep_checkpoints(folder, monitor=rule.monitor, mode=rule.mode, save_top_k=rule.save_top_k)
+        _say_unreadable(job, folder, terminal)
         if stopped:
             return _close_interrupted(config, job, spec, folder, terminal)
     return _close(folder, terminal)
@@ -192,6 +199,18 @@ def _run_until_stopped(experiment: "Experiment", folder: "RunFolder", terminal: 
                 raise Interrupted(f"Training did not stop within {_STOP_TIMEOUT_S:.0f} s; it is ended now.")
         running.result()
     return bool(stopped_at) and not (folder.train_info / "metrics.json").is_file()
+
+
+def _say_unreadable(job: "Job", folder: "RunFolder", terminal: Terminal) -> None:
+    """Name the pictures that went missing while the run lasted."""
+    import ray
+
+    from training.unreadable import UNREADABLE, last_note, write_unreadable
+
+    rows = ray.get(job.feed.unreadable.remote(), timeout=_ANSWER_WITHIN_S)
+    write_unreadable(folder.train_info / UNREADABLE, rows)
+    if rows:
+        terminal.say(last_note(rows, Path(_shown(folder)) / folder.train_info.name / UNREADABLE))
 
 
 def _close(folder: "RunFolder", terminal: Terminal) -> int:

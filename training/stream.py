@@ -7,6 +7,7 @@ in the object store, or goes to a file when all of them would not fit there.
 import errno
 import math
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 from classifier import image
-from classifier.errors import BadImage
+from classifier.errors import BadImage, DatasetError
 from classifier.preprocess import PreprocessSpec, to_pixels
-from training.root import Root, read_pictures, what_was_out_of_reach
+from training.root import Root, read_pictures, this_machine, what_ended_task
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -30,6 +31,8 @@ _FEWEST_IN_BLOCK, _MOST_IN_BLOCK = 16, 1024
 _BLOCK_FILE_BYTES = 64 * 1024 * 1024
 # Ray Data looks ten times a second for tasks that have ended: with more of them than cores, a core has another one then.
 TASKS_A_CORE = 2
+_ANSWER_WITHIN_S = 60.0
+PARTIAL = ".partial.npy"  # how the name of a shard ends that holds pictures that could not be read
 # What it is worth starting another decoding process for: about a second of work, as its imports are.
 _TASK_FILE_BYTES, _TASK_PICTURES = 16 * 1024 * 1024, 2_000
 
@@ -79,6 +82,7 @@ def stream_blocks(
     tasks: int,
     name: str,
     shards: Path | None,
+    book: tuple[Any, str] | None = None,
 ) -> Iterator[tuple["ObjectRef[Any] | str", int]]:
     """Decode pictures on all of Ray's cores, and hand out each block as it is ready, in order.
 
@@ -91,12 +95,14 @@ def stream_blocks(
         tasks: how many run at a time.
         name: what the dashboard calls it.
         shards: where blocks are written; None keeps them in the object store.
+        book: the feed, and the split that these pictures are; it is told of those that cannot be read.
 
     Yields:
         (block, pictures in it): a reference to a table, or the path of a file. `read_block` opens either.
 
     Raises:
-        OSError: EIO, the bucket that they lie in does not answer; it may do so later.
+        OSError: EIO, the bucket or file system that they lie in does not answer; it may do so later.
+        DatasetError: the dataset is not there on one of the machines.
     """
     from ray.data import TaskPoolStrategy
     from ray.exceptions import RayError
@@ -109,7 +115,7 @@ def stream_blocks(
         batch_format="pyarrow",
         num_cpus=task_cpus,
         compute=TaskPoolStrategy(size=tasks),
-        fn_kwargs={"root": root, "spec": spec.model_dump(), "shards": str(shards) if shards else None},
+        fn_kwargs={"root": root, "spec": spec.model_dump(), "shards": str(shards) if shards else None, "book": book},
     )
     try:
         if shards is not None:
@@ -120,10 +126,10 @@ def stream_blocks(
             for entry in bundle.blocks:
                 yield entry.ref, entry.metadata.num_rows
     except RayError as error:
-        said = what_was_out_of_reach(error)
+        said = what_ended_task(error)
         if said is None:
             raise
-        raise OSError(errno.EIO, said) from error
+        raise (said if isinstance(said, DatasetError) else OSError(errno.EIO, str(said))) from error
 
 
 def read_block(block: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -138,13 +144,16 @@ def read_block(block: Any) -> tuple[np.ndarray, np.ndarray]:
     return pixels.to_numpy_ndarray(), block["readable"].to_numpy()
 
 
-def _decode_batch(batch: pa.Table, *, root: Root, spec: dict[str, Any], shards: str | None) -> dict[str, Any]:
+def _decode_batch(
+    batch: pa.Table, *, root: Root, spec: dict[str, Any], shards: str | None, book: tuple[Any, str] | None
+) -> dict[str, Any]:
     preprocess = PreprocessSpec.model_validate(spec)
     paths = batch["path"].to_pylist()
     shard = Path(shards) / f"{batch['row'][0].as_py():09d}-{len(paths):05d}.npy" if shards else None
     if shard is not None and shard.is_file():  # an earlier run decoded just these
         return _shard_row(shard, len(paths))
     pixels = np.zeros((len(paths), 3, preprocess.height_px, preprocess.width_px), dtype=np.uint8)
+    unreadable: dict[str, str] = {}
     readable = np.ones(len(paths), dtype=bool)
     for place, data in enumerate(read_pictures(root, paths)):
         try:
@@ -152,12 +161,25 @@ def _decode_batch(batch: pa.Table, *, root: Root, spec: dict[str, Any], shards: 
                 raise data
             photo = image.decode(data, draft_px=preprocess.draft_px, max_pixels=preprocess.max_pixels)
             to_pixels(photo, preprocess, out=pixels[place])
-        except BadImage:  # it was fine when the catalog was made: it keeps its place, and weighs nothing
-            readable[place] = False
+        except BadImage as error:  # it was fine when the catalog was made: it keeps its place, and weighs nothing
+            readable[place], unreadable[paths[place]] = False, str(error)
+    if unreadable:
+        _tell(book, unreadable)
     if shard is None:
         return {"pixels": pixels, "readable": readable}
+    if unreadable:  # it may be readable again the next time: no other run finds this block
+        shard = shard.with_name(f"{shard.stem}.{uuid.uuid4().hex}{PARTIAL}")
     _write_shard(shard, pixels, readable)
     return _shard_row(shard, len(paths))
+
+
+def _tell(book: tuple[Any, str] | None, unreadable: dict[str, str]) -> None:
+    """The feed must know before anybody has the block: no score may be told without them."""
+    import ray
+
+    if book is not None:
+        feed, split = book
+        ray.get(feed.tell_unreadable.remote(split, this_machine(), unreadable), timeout=_ANSWER_WITHIN_S)
 
 
 def _shard_row(shard: Path, rows: int) -> dict[str, Any]:

@@ -61,6 +61,7 @@ def run_worker(_: dict[str, Any], *, job: Job) -> None:
     Raises:
         CodeFailed, SystemFailed: instead of whatever was raised, which may not survive pickling.
     """
+    attempt = ""
     try:
         attempt, start = _agree(job)
         _join(job, attempt)
@@ -70,7 +71,7 @@ def run_worker(_: dict[str, Any], *, job: Job) -> None:
     except Exception as error:
         if is_systems(error):
             if isinstance(root(error), ObjectLostError):
-                ray.get(job.feed.lose.remote(root(error)), timeout=_ANSWER_WITHIN_S)
+                ray.get(job.feed.lose.remote(attempt, root(error)), timeout=_ANSWER_WITHIN_S)
             raise SystemFailed(in_one_line(error)) from error
         fault = {
             "line": in_one_line(error),

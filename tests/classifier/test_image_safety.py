@@ -1,6 +1,7 @@
 """Whatever the bytes are: a picture, or a BadImage that says why; never a crash, a hang or all of the memory."""
 
 import contextlib
+import errno
 import os
 import pickle
 import random
@@ -9,13 +10,14 @@ import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from classifier import errors
-from classifier.errors import BadImage, EmptyImage, NotAFile, TooManyBytes, TooManyPixels, UnsupportedFormat
+from classifier.errors import BadImage, EmptyImage, NotAFile, OutOfReach, TooManyBytes, TooManyPixels, UnsupportedFormat
 from classifier.image import FORMATS, MAX_PIXELS, decode, read_file, read_header
 from tests.classifier.pictures import encoded, photo, with_orientation
 
@@ -246,6 +248,23 @@ def test_a_file_that_may_not_be_read_is_a_bad_image(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_bytes(b"x")
     (tmp_path / "x.jpg").chmod(0)
     with pytest.raises(BadImage, match="Permission denied"):
+        read_file(tmp_path / "x.jpg")
+
+
+@pytest.mark.parametrize("call", ["open", "read"])
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE])
+def test_a_file_system_that_does_not_answer_says_nothing_of_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
+) -> None:
+    """A file server that restarts: set aside, its pictures would be missing for ever."""
+    (tmp_path / "x.jpg").write_bytes(b"x")
+
+    def fails(*_: object) -> NoReturn:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, call, fails)
+
+    with pytest.raises(OutOfReach, match=rf"x\.jpg cannot be .*: {os.strerror(code)}"):
         read_file(tmp_path / "x.jpg")
 
 

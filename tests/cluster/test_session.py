@@ -18,7 +18,8 @@ import pytest
 from classifier.errors import ClusterError
 from cluster import address as address_module
 from cluster.address import find_cluster, use_token
-from cluster.session import address_from_environment
+from cluster.session import _capacity, address_from_environment
+from cluster.sizing import Node
 from tests.cluster.deployment import ROOT
 from tests.cluster.two_nodes import TwoNodes, processes_of, two_nodes
 from tests.training.digits import write_few_digits
@@ -39,6 +40,16 @@ try:
 except ClusterError as error:
     print(json.dumps({"error": str(error)}))
 """
+
+
+def test_what_the_machines_hold_is_what_ray_says() -> None:
+    """A machine that is gone holds nothing."""
+    resources = {"CPU": 8.0, "object_store_memory": 2e9, "memory": 1e10}
+    gone = {"Alive": False, "Resources": {"CPU": 4.0, "object_store_memory": 1e9}}
+
+    capacity = _capacity([{"Alive": True, "Resources": resources}, gone], cores=None)
+
+    assert capacity.nodes == (Node(8, 0, 2e9),)
 
 
 def _session(environment: Mapping[str, str | Path], *arguments: str, prefix: tuple[str, ...] = ()) -> dict[str, object]:

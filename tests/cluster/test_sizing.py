@@ -99,6 +99,15 @@ def test_four_workers_run_on_two_cores() -> None:
     assert (plan.num_workers, plan.threads_per_worker, plan.decode_tasks) == (4, 1, 2)
 
 
+def test_pixels_must_fit_on_the_smallest_machine_that_trains() -> None:
+    """Each comes to hold all of them; a head without CPUs, or a machine without a GPU beside some, trains nothing."""
+    head, small, large, with_gpu = Node(0, 0, 10), Node(8, 0, 20), Node(8, 0, 50), Node(8, 1, 40)
+    capacity = Capacity(cpus=24, gpus=1, cores=24, nodes=(head, small, large, with_gpu))
+
+    assert capacity.smallest_store_bytes(use_gpu=False) == 20
+    assert capacity.smallest_store_bytes(use_gpu=True) == 40
+
+
 def test_auto_is_one_worker_for_each_gpu_or_for_each_machine() -> None:
     """With GPUs they are what is counted; without, a machine's cores belong to one worker."""
     head, gpu, cpu = Node(0, 0), Node(32, 4), Node(8, 0)

@@ -5,6 +5,7 @@ import functools
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -15,7 +16,7 @@ from cluster.terminal import run_command
 from tests.training.digits import write_picture
 from training.catalog import Catalog, prepare_catalog, write_summaries
 from training.config import DataConfig
-from training.inspection import inspect
+from training.inspection import ROW, inspect
 from training.listing import Entry, list_dataset
 from training.progress import show_dataset
 
@@ -38,6 +39,7 @@ class _Project:
     def __init__(self, folder: Path) -> None:
         self.folder, self.dataset = folder, folder / "data/raw_data/PETS"
         self.opened: list[str] = []
+        self.away: set[str] = set()  # pictures that cannot be opened
         for number in range(4):
             write_picture(self.dataset / "cat" / f"{number}.png", colour=(number, 0, 0))
             write_picture(self.dataset / "dog" / f"{number}.JPG", colour=(0, 40 * number, 0))
@@ -57,7 +59,10 @@ class _Project:
     def _inspect(self, entries: list[Entry], root: Path):  # type: ignore[no-untyped-def]
         self.opened = [entry.path for entry in entries]
         look = functools.partial(inspect, max_pixels=DATA.max_pixels, task_cpus=1, tasks=2)
-        return look(entries, root, on_progress=lambda done, total: None)
+        rows = look(entries, root, on_progress=lambda done, total: None).to_pylist()
+        unknown = dict.fromkeys(("group", "sha256", "width", "height", "mode"))
+        rows = [row | {"reason": "unreadable"} | unknown if row["path"] in self.away else row for row in rows]
+        return pa.Table.from_pylist(rows, schema=ROW)
 
 
 @pytest.fixture
@@ -181,6 +186,29 @@ def test_too_many_bad_pictures_stop_a_run_with_the_numbers(project: _Project) ->
     with pytest.raises(DatasetError, match=r"3 of 11 pictures cannot be used \(3 unsupported_format"):
         project.prepare(data=DATA.model_copy(update={"max_bad_share": 0.1}))
     assert not (project.folder / "data/metadata/PETS/data_info.yaml").exists()
+
+
+def test_a_catalog_that_is_ready_is_checked_against_the_share_of_now(project: _Project) -> None:
+    """The run that made it may have allowed more."""
+    (project.dataset / "cat/bad.jpg").write_bytes(b"x")
+    project.prepare()
+
+    with pytest.raises(DatasetError, match="1 of 9 pictures cannot be used"):
+        project.prepare(data=DATA.model_copy(update={"max_bad_share": 0.1}))
+
+
+def test_a_picture_that_could_not_be_opened_is_tried_again(project: _Project) -> None:
+    """Permissions, a file server: what was wrong passes without a new date of the file. Only such pictures are opened again."""
+    project.away = {"cat/0.png"}
+    assert project.prepare().counts()["set_aside"] == {"unreadable": 1}
+
+    project.away = set()
+    mended = project.prepare()
+    assert project.opened == ["cat/0.png"]
+    assert mended.counts()["set_aside"] == {}
+
+    assert project.prepare().reused
+    assert project.opened == []
 
 
 def test_a_class_with_fewer_than_three_different_pictures_is_refused(project: _Project) -> None:

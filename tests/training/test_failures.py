@@ -209,19 +209,53 @@ def _epoch(number: int) -> dict[str, Any]:
     return {"kind": "epoch", "epoch": number, "best_epoch": number, **numbers}
 
 
+def _progress(said: _Said, *, slow_after_s: float = 60) -> EpochProgress:
+    return EpochProgress(
+        cast(Any, said),
+        None,
+        workers=3,
+        pictures=10,
+        max_epochs=9,
+        monitor="val_acc",
+        max_failures=2,
+        slow_after_s=slow_after_s,
+    )
+
+
+def test_a_run_that_waits_for_room_says_so_before_its_first_start_and_after_a_loss() -> None:
+    """On a full cluster the last line would be "Starting ..." for as long as the others run; it knows how many it needs."""
+    said = _Said()
+    progress = _progress(said, slow_after_s=0)
+    nothing: dict[str, Any] = {"events": [], "workers": 0, "slowest": None, "place": None}
+    lost = {"kind": "failure", "text": "Worker 0 was lost with its machine", "number": 1}
+
+    progress._show(nothing)
+    progress._show(nothing)
+    progress._show(nothing | {"workers": 3})  # they are there, and load the network
+    progress._show(nothing | {"workers": 3, "events": [lost]})
+    progress._show(nothing | {"workers": 3})
+    progress._show(nothing | {"workers": 2, "events": [{"kind": "started", "world_size": 2, "epoch": 0, "last": None}]})
+    progress._show(nothing | {"workers": 2})
+
+    assert said.lines == [
+        "Waiting for room for 3 workers on the cluster ...",
+        "Worker 0 was lost with its machine; starting anew from the last checkpoint (failure 1, trainer.max_failures=2).",
+        "Waiting for room for 3 workers on what is left of the cluster ...",
+        "Training on 2 workers.",
+    ]
+
+
 def test_an_epoch_whose_worker_died_before_it_could_tell_is_told_of_by_the_next() -> None:
     """Its checkpoint counts: it is not trained again. With `resume=`, the epochs of the earlier command are not told again."""
     said = _Said()
-    progress = EpochProgress(
-        cast(Any, said), None, pictures=10, max_epochs=9, monitor="val_acc", max_failures=2, slow_after_s=60
-    )
+    progress = _progress(said)
     for event in (
         {"kind": "started", "world_size": 2, "epoch": 4, "last": _epoch(3)},
         _epoch(4),
         {"kind": "started", "world_size": 2, "epoch": 5, "last": _epoch(4)},
         {"kind": "started", "world_size": 1, "epoch": 6, "last": _epoch(5)},
     ):
-        progress._show({"events": [event], "slowest": None, "place": None})
+        progress._show({"events": [event], "workers": 2, "slowest": None, "place": None})
 
     assert [line.partition("train_loss")[0].rstrip() for line in said.lines] == [
         "Training goes on with epoch 4 on 2 workers.",

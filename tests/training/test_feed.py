@@ -1,13 +1,20 @@
 """The workers agree on the step at which they stop."""
 
 import asyncio
+import errno
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import ray
 
 from classifier import image
+from classifier.errors import DatasetError
 from classifier.processor import load_preprocess
 from tests.conftest import TINY_CONFIG
+from training import stream
 from training.feed import Feed, FeedPlan
 
 A = "first"
@@ -24,7 +31,17 @@ async def _feed(*ranks: int) -> Feed:
 def _empty() -> Feed:
     spec = load_preprocess("tiny", size_px=32, max_pixels=image.MAX_PIXELS, config=TINY_CONFIG)
     return Feed(
-        FeedPlan(Path(), {"train": []}, spec, mean_bytes=1e3, decode_cpus=1, decode_tasks=1, shards=None, name="x")
+        FeedPlan(
+            Path(),
+            {"train": [], "test": list("abcdefghij")},
+            spec,
+            mean_bytes=1e3,
+            decode_cpus=1,
+            decode_tasks=1,
+            shards=None,
+            name="x",
+            max_bad_share=0.2,
+        )
     )
 
 
@@ -134,25 +151,64 @@ def test_the_one_that_the_others_wait_for_is_the_slowest() -> None:
 
 
 def test_a_new_attempt_gets_blocks_that_were_lost_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else it would be given the same lost ones, and fail as the last one did."""
-    decoded: list[str] = []
+    """And only those: what the old decoding still gives would shift every later row away from its label."""
+    released = threading.Event()
+    over: list[str] = []
+    went_on: list[str] = []
 
-    def decode(self: Feed, loop: asyncio.AbstractEventLoop) -> None:
-        decoded.append("again")
-        self._blocks["train"].append(("new", 5))
-        loop.call_soon_threadsafe(self._changed.set)
+    def old() -> Iterator[tuple[str, int]]:
+        yield "lost", 5
+        try:
+            assert released.wait(10)
+            yield "late", 5
+            went_on.append("old")
+            raise OSError(errno.EIO, "of the old one")
+        finally:
+            over.append("old")
+
+    streams = [iter([]), iter([("first", 5), ("second", 5)]), old()]
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(current_actor=None))
+    monkeypatch.setattr(stream, "stream_blocks", lambda *_, **options: streams.pop())
 
     async def story() -> list[tuple[object, int]]:
         feed = await _feed()
-        feed._blocks["train"].append(("old", 5))
-        await feed.lose(ConnectionError("lost"))
+        await feed.start()
+        assert await feed.blocks("train", 0) == [("lost", 5)]
+        await feed.lose(A, ConnectionError("lost"))
         with pytest.raises(ConnectionError):
             await feed.blocks("train", 0)
         for rank in (1, 0):
             await feed.join("second", rank, "there", None)
+        await feed.blocks("train", 1)
+        released.set()
+        while not over:
+            await asyncio.sleep(0.01)
+        await feed.lose(A, ConnectionError("told late by a worker of the first attempt"))
         return await feed.blocks("train", 0)
 
-    monkeypatch.setattr(Feed, "_decode", decode)
+    assert asyncio.run(story()) == [("first", 5), ("second", 5)]
+    assert not went_on
 
-    assert asyncio.run(story()) == [("new", 5)]
-    assert decoded == ["again"]
+
+def test_too_many_unreadable_pictures_end_the_run_at_the_next_step() -> None:
+    """Decoding is ahead of training: those of the test split must not come to light after the last epoch."""
+
+    async def story() -> list[dict[str, object]]:
+        feed = await _feed()
+        await feed.tell_unreadable("test", "node-3", {"c": "cannot be opened: gone"})
+        await feed.tell_unreadable("test", "node-3", {"d": "cannot be opened: gone"})
+        await feed.tell_unreadable("test", "node-4", {"d": "cannot be opened: gone"})  # that task ran twice
+        assert await feed.tick(A, 0, 0, 0, 10)
+        assert [row.filepath for row in await feed.unreadable()] == ["c", "d"]
+        await feed.tell_unreadable("test", "node-3", {"e": "cannot be opened: gone"})
+        said = r"^3 of 10 pictures cannot be read any more \(the first is c: cannot be opened: gone, on node-3\); at most 20%"
+        with pytest.raises(DatasetError, match=said):
+            await feed.tick(A, 0, 0, 1, 10)
+        await feed.join("second", 0, "there", None)  # decoded anew, they would still be missing
+        with pytest.raises(DatasetError, match=said):
+            await feed.blocks("test", 0)
+        return (await feed.status(0))["events"]
+
+    assert [event["text"] for event in asyncio.run(story())] == [
+        "A picture cannot be read any more: c (cannot be opened: gone, on node-3). Such pictures are left out and counted."
+    ]

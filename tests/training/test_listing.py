@@ -63,6 +63,15 @@ def test_loops_of_symlinks_end_and_a_name_that_is_not_utf8_is_set_aside(tmp_path
     ]
 
 
+def test_a_class_folder_whose_name_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    """Escaped, it would be another name than the one that the person gave it, in every answer of the model."""
+    for name in ("cat", "dog", os.fsdecode(b"\xff\xfe")):
+        _touch(tmp_path / name / "a.jpg")
+
+    with pytest.raises(DatasetError, match=r"the name of the class folder \\udcff\\udcfe is not UTF-8; rename it$"):
+        list_dataset(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["../x", "a/b", "..", ".", "/etc", "a\\b"])
 def test_a_dataset_name_that_is_a_path_is_refused(tmp_path: Path, name: str) -> None:
     """The name becomes folders under metadata and models: it must not climb."""

@@ -104,6 +104,7 @@ def test_blocks_on_disk_are_the_same_and_a_second_run_decodes_nothing(
 ) -> None:
     """The pictures are gone by then: what comes back can only come from the cache."""
     root, paths = pictures
+    write_picture(root / "3.png")
     shards = tmp_path / "cache"
     shards.mkdir()
 
@@ -117,3 +118,19 @@ def test_blocks_on_disk_are_the_same_and_a_second_run_decodes_nothing(
         assert np.array_equal(pixels, in_memory[0])
         assert np.array_equal(readable, in_memory[1])
     assert not list(shards.glob(".*"))
+
+
+def test_a_block_with_a_picture_that_could_not_be_read_is_not_kept(
+    pictures: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    """Once the machine has its folder again, a later run must not train on what this one saw: nothing."""
+    root, paths = pictures
+    shards = tmp_path / "cache"
+    shards.mkdir()
+
+    _, first = _blocks(root, paths, shards)
+    write_picture(root / "3.png")
+    _, second = _blocks(root, paths, shards)
+
+    assert np.flatnonzero(~first).tolist() == [3]
+    assert second.all()

@@ -48,6 +48,7 @@ def feed(tmp_path: Path, ray_once: None) -> Iterator[tuple[Any, list[Path]]]:
         decode_tasks=2,
         shards=None,
         name="counted",
+        max_bad_share=0.0,
     )
     actor = ray.remote(num_cpus=0)(Feed).remote(plan)
     yield actor, files
