@@ -98,7 +98,12 @@ def test_the_key_comes_from_the_environment_or_a_file(tmp_path: Path) -> None:
     from_file = read_key_digest({}, file)
     assert from_file is not None and is_right({"authorization": "bearer from the file"}, from_file)
     assert read_key_digest({}, None) is None
-    for environment, place in (({"SERVE_API_KEY": ""}, None), ({}, tmp_path / "absent"), ({}, tmp_path)):
+    for environment, place in (
+        ({"SERVE_API_KEY": ""}, None),
+        ({"SERVE_API_KEY": "Schlüsselwort"}, None),  # a header's bytes are read as Latin-1: it would never match
+        ({}, tmp_path / "absent"),
+        ({}, tmp_path),
+    ):
         with pytest.raises(ConfigError):
             read_key_digest(environment, place)
 
