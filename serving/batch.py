@@ -111,7 +111,7 @@ def _predict_folder(config: BatchConfig, md: str, terminal: Terminal, *, began: 
     from serving.storage import open_storage
 
     source = open_storage(config.predict.input_dir, key="predict.input_dir")
-    target = open_storage(config.predict.output_dir, key="predict.output_dir")
+    target = _open_target(config.predict.output_dir)
     check_input(source, key="predict.input_dir")
     model, manifest = _find(md)
     formats = config.predict.formats
@@ -154,7 +154,7 @@ def _predict_file(config: BatchConfig, md: str, file: str, terminal: Terminal) -
     place = file if "://" in file else os.path.abspath(Path(file).expanduser())  # noqa: PTH100 - keeps a symlink's name
     folder, _, name = place.rpartition("/")
     source = open_storage(folder or "/", key="file")
-    target = open_storage(config.predict.output_dir, key="predict.output_dir")
+    target = _open_target(config.predict.output_dir)
     if not name or (isinstance(source, LocalStorage) and not os.path.lexists(place)):
         raise ConfigError(f"file={file}: no such file")
     model, manifest = _find(md)
@@ -165,6 +165,16 @@ def _predict_file(config: BatchConfig, md: str, file: str, terminal: Terminal) -
     terminal.say(json.dumps(json.loads(answer), indent=2))
     terminal.say(f"Written to {target.uri(result_name(name))}")
     return EXIT_SOME_UNREADABLE if outcome.unreadable else EXIT_OK
+
+
+def _open_target(place: str) -> "Storage":
+    from cluster.session import check_kept
+    from serving.storage import open_storage
+
+    target = open_storage(place, key="predict.output_dir")
+    if isinstance(target, LocalStorage):
+        check_kept(Path(target.root), key="predict.output_dir")
+    return target
 
 
 def _find(md: str) -> "tuple[Path, Manifest]":
