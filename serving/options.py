@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from cluster.configuration import Section
 
@@ -66,11 +66,6 @@ class DeployArgs(Section):
     )
 
     access_log: bool = Field(default=False, description="A log line for each request; the metrics count them anyway.")
-
-    @field_validator("models_dir")
-    @classmethod
-    def _absolute(cls, folder: Path) -> Path:
-        return folder.expanduser().resolve()  # the replicas have another working directory
 
     @model_validator(mode="after")
     def _possible(self) -> "DeployArgs":

@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from classifier.errors import BadImage
+Format = Literal["json", "jsonl", "csv", "parquet"]  # of the folder job's answers
 
 # float32 holds seven; the last of them changes with the number of pictures that share a batch.
 _DECIMALS = 6
@@ -46,13 +46,8 @@ def with_seed_keys(record: dict[str, Any]) -> dict[str, Any]:
     return {"file": record["file"], "predictions": record["predictions"], **lists, "model": record["model"]}
 
 
-def failure(file: str, error: BadImage) -> dict[str, Any]:
-    """The record of a picture that cannot be read."""
-    return failure_of(file, type(error).__name__, str(error))
-
-
 def failure_of(file: str, kind: str, message: str) -> dict[str, Any]:
-    """As `failure`, from the name of the error's class and its message."""
+    """The record of a picture that cannot be read, from the name of the error's class and its message."""
     return {"file": file, "error": {"type": kind, "message": message}}
 
 
