@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field
 from classifier.errors import ConfigError, Interrupted
 from cluster.configuration import Section, compose, help_text
 from cluster.terminal import EXIT_OK, EXIT_SOME_UNREADABLE, Terminal, on_interrupt, run_command
+from serving.record import Format
 from serving.storage import BOOKS, LocalStorage, claimed
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from serving.stages import Outcome
     from serving.storage import Storage
 
-Format = Literal["json", "jsonl", "csv", "parquet"]
 _ASK_EVERY_S = 0.5
 
 _ABOUT = """
@@ -226,21 +226,18 @@ def _consume_on_ray(
     terminal.say("Joining the Ray cluster." if address else "Starting Ray.")
     from cluster.session import ray_session
     from cluster.sizing import physical_cores
-    from serving.folder import Tally, outcomes_on_ray
+    from serving.folder import outcomes_on_ray, start_tally, total_of
     from serving.sizing import admission_cpus, plan_folder
 
     cpus = admission_cpus(physical_cores(), config.num_workers)
     with ray_session(address=address, admission_cpus=cpus) as session:
-        import ray
-
         plan = plan_folder(session.capacity, num_workers=config.num_workers, device=config.device)
         workers = f"{plan.workers} worker{'s' if plan.workers > 1 else ''} on {'GPUs' if plan.use_gpu else 'CPUs'}"
         terminal.say(f"Predicting {job.source.uri('')} with {job.writer.model.name}, {workers}.")
-        tally = ray.remote(Tally).options(num_cpus=0).remote()
+        tally = start_tally()
 
         def total() -> tuple[int, int, bool]:
-            found: tuple[int, int, bool] = ray.get(tally.total.remote())
-            return found
+            return total_of(tally)
 
         _watch(outcomes_on_ray(job, plan, tally), total, report, terminal)
         return total()[:2]
