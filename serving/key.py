@@ -53,7 +53,9 @@ def _checked(key: str, where: str) -> str:
     if len(key) < 8:
         raise ConfigError(f"{where}: the key has {len(key)} characters; expected at least 8")
     if not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"{where}: the key has characters that no HTTP header carries as they are; expected ASCII only")
+        raise ConfigError(
+            f"{where}: the key has characters that no HTTP header carries as they are; expected ASCII only"
+        )
     return key
 
 
