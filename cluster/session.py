@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from classifier.errors import ClusterError
+from classifier.errors import ClusterError, OutputError
 from cluster.address import find_cluster, use_token
 
 if TYPE_CHECKING:
@@ -113,10 +113,29 @@ def _packages() -> list[str]:
     return [str(root / name) for name in ("classifier", "cluster", "training", "serving")]
 
 
+def check_kept(folder: Path, *, key: str) -> None:
+    """Refuse a folder of what `ray job submit --working-dir` sent along: Ray removes it after the job.
+
+    Raises:
+        OutputError: names the setting.
+    """
+    if _job_environment().get("working_dir") and folder.absolute().is_relative_to(Path.cwd()):
+        raise OutputError(
+            f"{key}={folder} is in the copy of the working directory that Ray makes for a job, and removes; set {key} to "
+            "the whole path of a folder that the cluster keeps"
+        )
+
+
+def _job_environment() -> dict[str, Any]:
+    """What `ray job submit` gave this process; empty where it did not start it."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    environment: dict[str, Any] = job.get("runtime_env") or {}
+    return environment
+
+
 def _job_variables() -> dict[str, str]:
     """What `ray job submit --runtime-env` sets already: Ray refuses to be told twice, even the same value."""
-    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
-    variables: dict[str, str] = (job.get("runtime_env") or {}).get("env_vars") or {}
+    variables: dict[str, str] = _job_environment().get("env_vars") or {}
     return variables
 
 

@@ -59,7 +59,7 @@ def settle(args: DeployArgs, *, key_digest: str | None) -> Settings:
         BadModelFolder, ClusterError: as `deploy`.
         ConfigError: `backend` is onnx and `device` is gpu.
     """
-    folder = find_model(args.model, models_dir=args.models_dir)
+    folder = find_model(args.model, models_dir=args.models_dir.expanduser())
     settled = args.model_copy(update={"model": str(folder), "device": _device(args)})
     return Settings(args=settled, digest=_checked_digest(folder, settled), key_digest=key_digest)
 

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field
 from classifier.errors import ConfigError, Interrupted
 from cluster.configuration import Section, compose, help_text
 from cluster.terminal import EXIT_OK, EXIT_SOME_UNREADABLE, Terminal, on_interrupt, run_command
+from serving.record import Format
 from serving.storage import BOOKS, LocalStorage, claimed
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from serving.stages import Outcome
     from serving.storage import Storage
 
-Format = Literal["json", "jsonl", "csv", "parquet"]
 _ASK_EVERY_S = 0.5
 
 _ABOUT = """
@@ -111,7 +111,7 @@ def _predict_folder(config: BatchConfig, md: str, terminal: Terminal, *, began: 
     from serving.storage import open_storage
 
     source = open_storage(config.predict.input_dir, key="predict.input_dir")
-    target = open_storage(config.predict.output_dir, key="predict.output_dir")
+    target = _open_target(config.predict.output_dir)
     check_input(source, key="predict.input_dir")
     model, manifest = _find(md)
     formats = config.predict.formats
@@ -154,7 +154,7 @@ def _predict_file(config: BatchConfig, md: str, file: str, terminal: Terminal) -
     place = file if "://" in file else os.path.abspath(Path(file).expanduser())  # noqa: PTH100 - keeps a symlink's name
     folder, _, name = place.rpartition("/")
     source = open_storage(folder or "/", key="file")
-    target = open_storage(config.predict.output_dir, key="predict.output_dir")
+    target = _open_target(config.predict.output_dir)
     if not name or (isinstance(source, LocalStorage) and not os.path.lexists(place)):
         raise ConfigError(f"file={file}: no such file")
     if isinstance(source, LocalStorage) and os.path.isdir(place):  # noqa: PTH112 - a name with a null byte is no folder
@@ -167,6 +167,16 @@ def _predict_file(config: BatchConfig, md: str, file: str, terminal: Terminal) -
     terminal.say(json.dumps(json.loads(answer), indent=2))
     terminal.say(f"Written to {target.uri(result_name(name))}")
     return EXIT_SOME_UNREADABLE if outcome.unreadable else EXIT_OK
+
+
+def _open_target(place: str) -> "Storage":
+    from cluster.session import check_kept
+    from serving.storage import open_storage
+
+    target = open_storage(place, key="predict.output_dir")
+    if isinstance(target, LocalStorage):
+        check_kept(Path(target.root), key="predict.output_dir")
+    return target
 
 
 def _find(md: str) -> "tuple[Path, Manifest]":
@@ -218,21 +228,18 @@ def _consume_on_ray(
     terminal.say("Joining the Ray cluster." if address else "Starting Ray.")
     from cluster.session import ray_session
     from cluster.sizing import physical_cores
-    from serving.folder import Tally, outcomes_on_ray
+    from serving.folder import outcomes_on_ray, start_tally, total_of
     from serving.sizing import admission_cpus, plan_folder
 
     cpus = admission_cpus(physical_cores(), config.num_workers)
     with ray_session(address=address, admission_cpus=cpus) as session:
-        import ray
-
         plan = plan_folder(session.capacity, num_workers=config.num_workers, device=config.device)
         workers = f"{plan.workers} worker{'s' if plan.workers > 1 else ''} on {'GPUs' if plan.use_gpu else 'CPUs'}"
         terminal.say(f"Predicting {job.source.uri('')} with {job.writer.model.name}, {workers}.")
-        tally = ray.remote(Tally).options(num_cpus=0).remote()
+        tally = start_tally()
 
         def total() -> tuple[int, int, bool]:
-            found: tuple[int, int, bool] = ray.get(tally.total.remote())
-            return found
+            return total_of(tally)
 
         _watch(outcomes_on_ray(job, plan, tally), total, report, terminal)
         return total()[:2]

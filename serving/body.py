@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from classifier.errors import EmptyImage, TooManyBytes
 from serving.problem import Refused, refused_picture
+from serving.room import Place
 
 
 class Upload(NamedTuple):
@@ -19,35 +20,36 @@ class Upload(NamedTuple):
     data: bytes
 
 
-async def read_body(request: Request, *, max_bytes: int) -> bytes:
+async def read_body(request: Request, place: Place, *, max_bytes: int) -> bytes:
     """Read a whole body.
 
     Raises:
-        Refused: 413 as soon as it is larger than `max_bytes`, or says that it will be; 400 where the sender went away.
+        Refused: 413 as soon as it is larger than `max_bytes`, or says that it will be; 400 where the sender went away;
+            503 where `place` has no room for it.
     """
-    return b"".join([chunk async for chunk in _counted(request, max_bytes)])
+    return b"".join([chunk async for chunk in _counted(request, place, max_bytes)])
 
 
-async def read_upload(request: Request, *, max_bytes: int) -> Upload:
+async def read_upload(request: Request, place: Place, *, max_bytes: int) -> Upload:
     """Read the one picture of a request: the bare body, or the first file of a multipart form.
 
     Raises:
-        Refused: 413 too many bytes, 422 nothing in it, 400 a form that is none.
+        Refused: as `read_body`; 422 nothing in it, 400 a form that is none.
     """
     if not is_form(request):
-        return Upload(None, await read_body(request, max_bytes=max_bytes))
+        return Upload(None, await read_body(request, place, max_bytes=max_bytes))
     # The form's own lines come on top of the picture.
-    uploads = await read_uploads(request, max_bytes=max_bytes + 64 * 1024, max_files=1)
+    uploads = await read_uploads(request, place, max_bytes=max_bytes + 64 * 1024, max_files=1)
     if len(uploads[0].data) > max_bytes:
         raise refused_picture(_too_many(len(uploads[0].data), max_bytes))
     return uploads[0]
 
 
-async def read_uploads(request: Request, *, max_bytes: int, max_files: int) -> list[Upload]:
+async def read_uploads(request: Request, place: Place, *, max_bytes: int, max_files: int) -> list[Upload]:
     """Read every file of a multipart form, in order.
 
     Raises:
-        Refused: 413 too many bytes or files, 415 not a form, 422 no file in it, 400 a form that is none.
+        Refused: as `read_body`; 413 too many files, 415 not a form, 422 no file in it, 400 a form that is none.
     """
     if not is_form(request):
         raise Refused(
@@ -57,7 +59,11 @@ async def read_uploads(request: Request, *, max_bytes: int, max_files: int) -> l
         )
     # Fields that are no files are ignored; a form with thousands of them is not read to its end.
     parser = MultiPartParser(
-        request.headers, _counted(request, max_bytes), max_files=max_files, max_fields=100, max_part_size=64 * 1024
+        request.headers,
+        _counted(request, place, max_bytes),
+        max_files=max_files,
+        max_fields=100,
+        max_part_size=64 * 1024,
     )
     parser.spool_max_size = max_bytes  # pictures stay in memory: the body is no larger than this
     try:
@@ -86,7 +92,7 @@ def is_form(request: Request) -> bool:
     return kind == b"multipart/form-data"
 
 
-async def _counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+async def _counted(request: Request, place: Place, max_bytes: int) -> AsyncGenerator[bytes, None]:
     stated = request.headers.get("content-length", "")
     if stated.isascii() and stated.isdigit() and int(stated) > max_bytes:
         raise refused_picture(_too_many(int(stated), max_bytes))
@@ -96,6 +102,7 @@ async def _counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, No
             seen += len(chunk)
             if seen > max_bytes:
                 raise refused_picture(_too_many(seen, max_bytes))
+            place.take_bytes(len(chunk))
             yield chunk
     except ClientDisconnect as error:
         raise Refused(400, "disconnected", "The sender went away before the end of the body") from error

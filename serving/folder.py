@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from classifier.errors import ClassifierError
+from classifier.errors import ClassifierError, ClusterError
 from cluster.sizing import physical_cores
 from serving.listing import Chunk, list_chunks
 from serving.sizing import LIST_CPUS, WRITE_CPUS, Plan
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 # Small, so that a folder of a hundred pictures keeps every core busy.
 _CHUNK_HERE = 16
+_ANSWER_LIMIT_S = 60.0
 _PAYLOAD = pa.schema([("payload", pa.large_binary())])
 
 
@@ -54,6 +55,33 @@ class Tally:
     def total(self) -> tuple[int, int, bool]:
         """Pictures, other files, and whether that is all of them."""
         return sum(self._pictures.values()), self._others, self._finished
+
+
+def start_tally() -> "ActorHandle[Any]":
+    """A `Tally` beside the driver, whose end is the run's end in any case: elsewhere a second machine could end it."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(Tally).options(num_cpus=0, scheduling_strategy=here).remote()
+
+
+def total_of(tally: "ActorHandle[Any]") -> tuple[int, int, bool]:
+    """As `Tally.total`.
+
+    Raises:
+        ClusterError: it does not answer.
+    """
+    import ray
+
+    try:
+        found: tuple[int, int, bool] = ray.get(tally.total.remote(), timeout=_ANSWER_LIMIT_S)
+    except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError) as error:
+        raise ClusterError(
+            f"the cluster does not say how much was listed ({type(error).__name__}); what is done is kept: the same "
+            "command goes on from here"
+        ) from error
+    return found
 
 
 @dataclass(frozen=True)

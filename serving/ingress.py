@@ -4,9 +4,9 @@ import asyncio
 import base64
 import binascii
 import logging
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request
@@ -21,6 +21,7 @@ from serving import openapi, pages, problem
 from serving.body import Upload, read_body, read_upload, read_uploads
 from serving.key import is_right
 from serving.problem import Refused
+from serving.room import Place
 from serving.schema import (
     Answer,
     BatchAnswer,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("ray.serve")
 _TOP = 3
 _SCORES = TypeAdapter(list[Score])
+_Read = TypeVar("_Read")
 
 
 class _Route(APIRoute):
@@ -62,24 +64,26 @@ def build_api(replica: "Replica") -> FastAPI:
 
     @api.post("/predict", response_model=Answer, **openapi.PREDICT)
     async def predict(request: Request) -> Response:
-        with desk.admit(request):
-            upload = await read_upload(request, max_bytes=desk.args.max_upload_bytes)
+        with desk.admit(request) as place:
+            upload = await desk.in_time(read_upload(request, place, max_bytes=desk.args.max_upload_bytes))
             return desk.respond(await desk.answer(upload))
 
     @api.post("/predict/batch", response_model=BatchAnswer, **openapi.BATCH)
     async def predict_batch(request: Request) -> Response:
-        with desk.admit(request):
-            uploads = await read_uploads(
-                request, max_bytes=desk.args.max_batch_bytes, max_files=desk.args.max_batch_files
+        with desk.admit(request) as place:
+            uploads = await desk.in_time(
+                read_uploads(request, place, max_bytes=desk.args.max_batch_bytes, max_files=desk.args.max_batch_files)
             )
+            place.take_pictures(len(uploads) - 1)
             results = await asyncio.gather(*(desk.answer_or_fault(upload) for upload in uploads))
             return desk.respond(BatchAnswer(results=list(results), model=desk.name))
 
     @api.post("/hf", response_model=list[Score], **openapi.HF)
     async def hugging_face(request: Request) -> Response:
-        with desk.admit(request):
+        with desk.admit(request) as place:
             # base64 makes four bytes of three; the parameters come on top
-            body = await read_body(request, max_bytes=desk.args.max_upload_bytes * 4 // 3 + 64 * 1024)
+            max_bytes = desk.args.max_upload_bytes * 4 // 3 + 64 * 1024
+            body = await desk.in_time(read_body(request, place, max_bytes=max_bytes))
             data, parameters = _read_hf(body)
             classified = await desk.classify(data)
             best = desk.labels_of(classified, k=parameters.top_k or _TOP)
@@ -155,11 +159,21 @@ class Desk:
             )
 
     @contextmanager
-    def admit(self, request: Request) -> Iterator[None]:
-        """Let a request in, before a byte of its body is read; every refusal on the way is counted."""
+    def admit(self, request: Request) -> Iterator[Place]:
+        """Let a request in, before a byte of its body is read."""
         self.check_key(request)
-        with self._replica.place():
-            yield
+        with self._replica.room.place() as place:
+            yield place
+
+    async def in_time(self, reading: Awaitable[_Read]) -> _Read:
+        """Wait for a body: whoever sends one byte a minute would hold a place for ever. Raises Refused (408)."""
+        limit_s = self.args.upload_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await reading
+        except TimeoutError as error:
+            detail = f"The body had not arrived after {limit_s:g} s; send it faster, or a smaller picture"
+            raise Refused(408, "too_slow", detail, {"Connection": "close"}) from error
 
     async def classify(self, data: bytes) -> "Classified":
         """As `Replica.classify`, a bad picture being its sender's problem document."""

@@ -14,7 +14,7 @@ def read_key_digest(environment: Mapping[str, str], file: Path | None) -> str | 
     """The digest of the key that requests must carry, or None when none is asked for.
 
     Raises:
-        ConfigError: the file cannot be read, or the key is empty or too short to be one.
+        ConfigError: the file cannot be read, or the key is empty, too short to be one, or cannot be sent in a header.
     """
     if file is not None:
         try:
@@ -52,6 +52,10 @@ def exposure_warning(host: str | None, *, has_key: bool) -> str | None:
 def _checked(key: str, where: str) -> str:
     if len(key) < 8:
         raise ConfigError(f"{where}: the key has {len(key)} characters; expected at least 8")
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(
+            f"{where}: the key has characters that no HTTP header carries as they are; expected ASCII only"
+        )
     return key
 
 

@@ -24,8 +24,11 @@ from cluster.terminal import EXIT_OK, Terminal, on_interrupt, run_command
 from serving.options import DeployArgs
 
 if TYPE_CHECKING:
+    from ray.serve import Application
+
     from cluster.session import Session
 
+_NAME = "default"  # of the application
 _WRAPPER = Path(__file__).resolve().parent / "haproxy.sh"
 
 # What Ray and Serve read when their processes start, by what it costs two cores that answer 300 requests/s.
@@ -50,6 +53,9 @@ class LaunchArgs(DeployArgs):
 
     host: str = Field("127.0.0.1", description="The interface to listen on; 0.0.0.0 is every one of them.")
     port: int = Field(8000, ge=1, le=65535, description="The port to listen on.")
+    timeout_s: float = Field(
+        300, gt=0, description="How long it may take until it answers; a cluster may have to start machines first."
+    )
     min_replicas: int = Field(
         1, ge=0, description="Never fewer. Two where neither this nor max_replicas is given, and CPUs answer."
     )
@@ -82,7 +88,14 @@ def main(arguments: list[str], terminal: Terminal) -> int:
 
     application = app.build(_deploy_args(args), key_digest=key_digest)
     with ray_session(address=address_from_environment(), admission_cpus=_admission_cpus(args)) as session:
-        _serve(application, args, session, terminal)
+        is_anothers = _is_there()
+        try:
+            _bring_up(application, args, terminal)
+            is_anothers = False  # it has taken its place
+            _serve(args, session, terminal)
+        finally:
+            if not (is_anothers or session.started_here):
+                _take_away()
     return EXIT_OK
 
 
@@ -147,15 +160,24 @@ def _can_listen(host: str, port: int) -> str | None:
         return error.strerror or str(error)
 
 
-def _serve(application: object, args: LaunchArgs, session: "Session", terminal: Terminal) -> None:
-    import ray
+def _bring_up(application: "Application", args: LaunchArgs, terminal: Terminal) -> None:
     from ray import serve
+    from ray.serve.context import _get_global_client
 
-    serve.start(http_options={"host": args.host, "port": args.port})
+    from serving import rollout
+
     try:
-        serve.run(application, name="default", route_prefix="/")
-    except RuntimeError as error:
-        raise ClusterError(f"the endpoint did not come up: {' '.join(str(error).split())[:400]}") from error
+        serve.start(http_options={"host": args.host, "port": args.port})
+        rollout.deploy(application, name=_NAME, route_prefix="/")
+        rollout.wait_until(lambda: rollout.is_up(_NAME), name=_NAME, timeout_s=args.timeout_s, say=terminal.say)
+        _get_global_client().wait_for_proxies_serving()
+    except (ClusterError, TimeoutError) as error:
+        raise ClusterError(f"the endpoint did not come up: {error}") from error
+
+
+def _serve(args: LaunchArgs, session: "Session", terminal: Terminal) -> None:
+    import ray
+
     where = f"http://{'127.0.0.1' if args.host in ('0.0.0.0', '::') else args.host}:{args.port}"  # noqa: S104 - compared
     terminal.say(f"Serving {args.model}")
     terminal.say(f"  page       {where}/")
@@ -170,12 +192,26 @@ def _serve(application: object, args: LaunchArgs, session: "Session", terminal: 
         while not stop.wait(1.0):
             pass
     terminal.say("Stopping.")
-    if not session.started_here:  # a cluster that goes on without us must not keep our replicas
+
+
+def _is_there() -> bool:
+    from ray import serve
+
+    return _NAME in serve.status().applications
+
+
+def _take_away() -> None:
+    """A cluster that goes on without us must not keep our replicas."""
+    from ray import serve
+
+    if set(serve.status().applications) - {_NAME}:  # which are not ours to end
+        serve.delete(_NAME)
+    else:
         serve.shutdown()
 
 
 def _deploy_args(args: LaunchArgs) -> DeployArgs:
-    return DeployArgs.model_validate(args.model_dump(exclude={"host", "port"}))
+    return DeployArgs.model_validate(args.model_dump(exclude={"host", "port", "timeout_s"}))
 
 
 def _key_digest(args: LaunchArgs, terminal: Terminal) -> str | None:

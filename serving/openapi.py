@@ -12,10 +12,11 @@ SUMMARY = "Pictures in, the three most probable labels out."
 _DESCRIPTIONS = {
     400: "The body cannot be read as what it says it is.",
     401: "The endpoint asks for a key, and the request does not carry it.",
+    408: "The body did not arrive in time.",
     413: "Too many bytes, or too many files.",
     415: "Not a picture in a known format, judged by content and never by name.",
     422: "A picture that cannot be used: empty, truncated, too many pixels.",
-    503: "The queue is full; Retry-After says when to try again.",
+    503: "The replica holds as many pictures, or as many bytes, as it has room for; Retry-After says when to try again.",
 }
 _BINARY = {"type": "string", "format": "binary"}
 
@@ -35,7 +36,7 @@ def _body(**content: dict[str, Any]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {types[kind]: media for kind, media in content.items()}}}
 
 
-_ERRORS = _problems(400, 401, 413, 415, 422, 503)
+_ERRORS = _problems(400, 401, 408, 413, 415, 422, 503)
 _FILES = {"type": "array", "items": _BINARY, "minItems": 1}
 
 PREDICT: dict[str, Any] = {

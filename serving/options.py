@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from cluster.configuration import Section
 
@@ -48,12 +48,18 @@ class DeployArgs(Section):
         0, ge=0, description="How long a batch waits for more pictures; 0 takes those that wait already."
     )
     max_queue: int = Field(
-        128, ge=1, description="Requests that a replica holds, waiting or being answered; more get 503."
+        128, ge=1, description="Pictures that a replica holds, waiting or being answered; more get 503."
+    )
+    max_queue_mb: float = Field(
+        512, gt=0, description="Request bodies that a replica holds, in MiB; more get 503. Two of the largest must fit."
     )
 
     max_upload_mb: float = Field(20, gt=0, le=1024, description="The largest picture, in MiB.")
     max_batch_files: int = Field(64, ge=1, le=1000, description="The most pictures in one request to /predict/batch.")
     max_batch_mb: float = Field(100, gt=0, le=4096, description="The largest body of /predict/batch, in MiB.")
+    upload_timeout_s: float = Field(
+        60, gt=0, description="How long the body of a request may take to arrive; longer gets 408."
+    )
     api_key_file: Path | None = Field(
         None,
         description="A file with the API key; SERVE_API_KEY in the environment does the same. Neither: no key.",
@@ -61,16 +67,17 @@ class DeployArgs(Section):
 
     access_log: bool = Field(default=False, description="A log line for each request; the metrics count them anyway.")
 
-    @field_validator("models_dir")
-    @classmethod
-    def _absolute(cls, folder: Path) -> Path:
-        return folder.expanduser().resolve()  # the replicas have another working directory
-
     @model_validator(mode="after")
-    def _ordered(self) -> "DeployArgs":
+    def _possible(self) -> "DeployArgs":
         if self.min_replicas > self.max_replicas:
             raise ValueError(
                 f"min_replicas={self.min_replicas} is above max_replicas={self.max_replicas}; raise max_replicas"
+            )
+        largest = max(self.max_upload_mb, self.max_batch_mb)
+        if self.max_queue_mb < 2 * largest:  # one arrives while another is answered; base64 makes them larger, too
+            raise ValueError(
+                f"max_queue_mb={self.max_queue_mb:g} is less than two bodies of {largest:g} MiB; raise max_queue_mb, or "
+                "lower max_batch_mb and max_upload_mb"
             )
         return self
 
@@ -83,3 +90,8 @@ class DeployArgs(Section):
     def max_batch_bytes(self) -> int:
         """`max_batch_mb` in bytes."""
         return int(self.max_batch_mb * 1024 * 1024)
+
+    @property
+    def max_queue_bytes(self) -> int:
+        """`max_queue_mb` in bytes."""
+        return int(self.max_queue_mb * 1024 * 1024)

@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+Format = Literal["json", "jsonl", "csv", "parquet"]  # of the folder job's answers
 
 # float32 holds seven; the last of them changes with the number of pictures that share a batch.
 _DECIMALS = 6

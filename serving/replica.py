@@ -7,9 +7,8 @@ its neighbours'. Batches form across requests, and run in a thread of their own:
 import asyncio
 import io
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,12 +19,10 @@ from classifier import image as images
 from classifier.errors import BadImage, BadModelFolder, TooManyBytes
 from classifier.preprocess import load_pixels
 from serving.options import DeployArgs
-from serving.problem import Refused
+from serving.room import Room
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
-
-_RETRY_AFTER_S = 1
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class Replica:
                 f"{settings.args.model} has changed since it was deployed: its digest is {found[:19]}, expected "
                 f"{settings.digest[:19]}; deploy it again"
             )
-        self._in_flight = 0
+        self.room = Room(max_pictures=args.max_queue, max_bytes=args.max_queue_bytes)
         # One thread: a Predictor on a GPU is not safe for concurrent calls, and on CPUs it fills its threads by itself.
         self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="forward")
         # A replica of one CPU decodes in that thread too: more of them would only take the interpreter from each other.
@@ -94,26 +91,6 @@ class Replica:
     def get_settings(self) -> Settings:
         """For `serving.swap`, through a deployment handle."""
         return self.settings
-
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """A place in this replica for one request.
-
-        Raises:
-            Refused: 503 when all are taken: a queue that grows only makes everybody wait longer.
-        """
-        if self._in_flight >= self.settings.args.max_queue:
-            raise Refused(
-                503,
-                "busy",
-                f"{self._in_flight} requests wait here already; try again in {_RETRY_AFTER_S} s",
-                {"Retry-After": str(_RETRY_AFTER_S)},
-            )
-        self._in_flight += 1
-        try:
-            yield
-        finally:
-            self._in_flight -= 1
 
     async def classify(self, data: bytes) -> Classified:
         """From the bytes of a picture to its probabilities.

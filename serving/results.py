@@ -5,7 +5,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +14,9 @@ import pyarrow.parquet as pq
 
 from classifier import errors
 from classifier.model_folder import Manifest
-from serving.record import ModelMark, answer, failure_of, to_bytes, with_seed_keys
+from serving.record import Format, ModelMark, answer, failure_of, to_bytes, with_seed_keys
 from serving.storage import Storage
 
-Format = Literal["json", "jsonl", "csv", "parquet"]
 _ROWS_AT_A_TIME = 4096
 
 

@@ -16,12 +16,11 @@ from classifier.errors import ClusterError
 from cluster.configuration import Section, validate
 from cluster.session import address_from_environment, ray_session
 from cluster.terminal import EXIT_OK, Terminal, run_command
+from serving import rollout
 from serving.launch import help_of, read_pairs
 
 if TYPE_CHECKING:
     from serving.replica import Settings
-
-_POLL_S = 0.25
 
 
 class SwapArgs(Section):
@@ -63,17 +62,19 @@ def swap(model: str, *, models_dir: Path, app_name: str, timeout_s: float) -> tu
     from serving import app
 
     old = _settings(app_name, timeout_s=30)
-    wanted = old.args.model_copy(update={"model": model, "models_dir": models_dir.resolve()})
+    wanted = old.args.model_copy(update={"model": model, "models_dir": models_dir})
     new = app.settle(wanted, key_digest=old.key_digest)
     if new.digest == old.digest:
         return old, new
     deployed = _details()["applications"][app_name]
     before = _running(app_name)
-    _replace(deployed, app_name, new)
-    problem = _wait(app_name, before, timeout_s)
-    if problem is not None:
+    try:
+        _replace(deployed, app_name, new)
+        # The old ones may be stopping for a while yet: they finish what they have, and ingresses must hear that they go.
+        rollout.wait_until(lambda: _are_new(_running(app_name), before), name=app_name, timeout_s=timeout_s)
+    except ClusterError as error:
         _replace(deployed, app_name, old)
-        raise ClusterError(f"{model} did not come up, {old.args.model} goes on serving: {problem}")
+        raise ClusterError(f"{model} did not come up, {old.args.model} goes on serving: {error}") from error
     return old, new
 
 
@@ -99,15 +100,13 @@ def _details() -> dict[str, Any]:
 
 def _replace(deployed: dict[str, Any], app_name: str, settings: "Settings") -> None:
     """Tell Serve what is wanted now, in the way in which the application was deployed."""
-    from ray import serve
     from ray.serve.context import _get_global_client
     from ray.serve.schema import ServeDeploySchema
 
     from serving import app
 
     if deployed.get("deployed_app_config") is None:  # serve run, make serve
-        target = serve.RunTarget(app.assemble(settings), name=app_name, route_prefix=deployed["route_prefix"])
-        serve.run_many([target], wait_for_applications_running=False)
+        rollout.deploy(app.assemble(settings), name=app_name, route_prefix=deployed["route_prefix"])
         return
     configs = []  # serve deploy: its file names all applications, and what it leaves out is deleted
     for name, details in _details()["applications"].items():
@@ -126,28 +125,8 @@ def _running(app_name: str) -> set[str]:
     return {replica["replica_id"] for replica in replicas if replica["state"] == "RUNNING"}
 
 
-def _wait(app_name: str, before: set[str], timeout_s: float) -> str | None:
-    """Wait until only new replicas get requests; the reason when it does not come to that.
-
-    The old ones may be stopping for a while yet: they finish what they have, and ingresses must hear that they go.
-    """
-    from ray import serve
-
-    deadline = time.monotonic() + timeout_s
-    message = ""
-    while time.monotonic() < deadline:
-        running = _running(app_name)
-        if running and not running & before:
-            return None
-        status = serve.status().applications[app_name]
-        messages = [deployment.message for deployment in status.deployments.values() if deployment.message]
-        message = " ".join(" ".join([status.message, *messages]).split())
-        if status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            return message[-400:]
-        time.sleep(_POLL_S)
-    return (
-        f"not after {timeout_s:g} s ({message[-300:] or 'no reason given'}); is there room for it beside the old one?"
-    )
+def _are_new(running: set[str], before: set[str]) -> bool:
+    return bool(running) and not running & before
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The model folder while it is being made: what lies where, and what is in reach after an interruption."""
 
 import datetime
-import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from classifier.errors import OutputError
 from cluster.bucket import Bucket, open_place
+from cluster.session import check_kept
 
 
 @dataclass(frozen=True)
@@ -68,17 +68,7 @@ def check_writable(place: str | Path, *, key: str) -> None:
         there = there.parent
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise OutputError(f"{key}={folder}: {there} cannot be written; set {key} to a folder that can")
-    if _is_in_jobs_copy(there):
-        raise OutputError(
-            f"{key}={folder} is in the copy of the working directory that Ray makes for a job, and removes; set {key} to "
-            "the whole path of a folder that the cluster keeps"
-        )
-
-
-def _is_in_jobs_copy(folder: Path) -> bool:
-    """Whether this process is a job of `ray job submit --working-dir`, and a folder in what that sent along."""
-    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
-    return bool((job.get("runtime_env") or {}).get("working_dir")) and folder.is_relative_to(Path.cwd())
+    check_kept(folder, key=key)
 
 
 def make_run_folder(models: Path, *, dataset: str, category: str, now: datetime.datetime) -> RunFolder:

@@ -62,15 +62,16 @@ def deploy(serve_url: str) -> Deploy:
 @pytest.fixture(scope="package")
 def url(deploy: Deploy, animals: Path) -> str:
     """The endpoint that most tests talk to."""
-    return deploy("/", model=str(animals), max_upload_mb=1, max_batch_files=8, max_batch_mb=2)
+    return deploy("/", model=str(animals), max_upload_mb=1, max_batch_files=8, max_batch_mb=2, max_queue_mb=4)
 
 
 @pytest.fixture(scope="package")
 def guarded(deploy: Deploy, animals: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An endpoint with a key and room for one request, which a batch holds for a second."""
+    """An endpoint with a key, room for one request, which a batch holds for a second, and little patience."""
     file = tmp_path_factory.mktemp("key") / "key.txt"
     file.write_text("open sesame\n")
-    return deploy("/guarded", model=str(animals), backend="torch", api_key_file=file, max_queue=1, batch_wait_ms=1000)
+    limits = {"max_queue": 1, "upload_timeout_s": 0.5, "batch_wait_ms": 1000}
+    return deploy("/guarded", model=str(animals), backend="torch", api_key_file=file, **limits)
 
 
 def write_animals(folder: Path, *, seed: int) -> Path:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from classifier.errors import ClusterError
+from serving.folder import start_tally, total_of
 from tests.serving.folders import job, job_process, picture, records, summary
 
 
@@ -75,6 +77,18 @@ def test_killed_on_ray_it_goes_on(
 
     assert _nearly_equal(records(tmp_path), undisturbed)
     assert summary(tmp_path)["already_done"] > 0
+
+
+def test_a_tally_that_is_not_there_any_more_is_one_line(ray_once: None) -> None:
+    """No traceback."""
+    import ray
+
+    tally = start_tally()
+    ray.get(tally.add.remote(0, 8, 1))
+    assert total_of(tally) == (8, 1, False)
+    ray.kill(tally)
+    with pytest.raises(ClusterError, match=r"does not say how much was listed .*the same command goes on"):
+        total_of(tally)
 
 
 def test_a_worker_that_cannot_write_ends_the_run_with_one_line(

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 import requests
+from ray import serve
 
 from classifier.model_folder import read_manifest
+from cluster.terminal import Terminal, run_command
 from serving import launch
 from tests.serving.conftest import encoded, free_port, photo, write_animals
 
@@ -180,3 +182,23 @@ def test_two_replicas_are_there_from_the_start_unless_the_user_says_otherwise(
     monkeypatch.setattr(launch, "physical_cores", lambda: cores)
     args = launch.LaunchArgs.model_validate({"model": "EXAMS", "device": "cpu", **given})
     assert (args.min_replicas, args.max_replicas) == replicas
+
+
+def test_ingresses_that_do_not_come_up_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Serve waits for them for a minute, and raises what is no error of ours."""
+
+    def never(**_: object) -> None:
+        raise TimeoutError("HTTP proxies not available after 60s.")
+
+    monkeypatch.setattr(serve, "start", never)
+    args = launch.LaunchArgs.model_validate({"model": "EXAMS", "device": "cpu"})
+
+    def bring_up(_: list[str], terminal: Terminal) -> int:
+        launch._bring_up(object(), args, terminal)
+        return 0
+
+    assert run_command(bring_up, []) == 2
+    expected = "Error: the endpoint did not come up: HTTP proxies not available after 60s.\n"
+    assert capfd.readouterr().out == expected

@@ -15,7 +15,7 @@ def test_the_document_names_every_route_and_its_errors(url: str) -> None:
     assert list(document["paths"]) == ["/predict", "/predict/batch", "/hf", "/model", "/healthz", "/readyz"]
     predict = document["paths"]["/predict"]["post"]
     assert set(predict["requestBody"]["content"]) == {"application/octet-stream", "multipart/form-data"}
-    assert {"200", "401", "413", "415", "422", "503"} <= set(predict["responses"])
+    assert {"200", "401", "408", "413", "415", "422", "503"} <= set(predict["responses"])
     assert document["components"]["schemas"]["Problem"]["properties"].keys() >= {"type", "title", "status", "detail"}
 
 

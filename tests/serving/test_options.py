@@ -26,6 +26,8 @@ def test_the_command_line_is_typed_and_unknown_keys_are_refused(animals: Path) -
         DeployArgs.model_validate({"model": "EXAMS", "device": "tpu"})
     with pytest.raises(ValidationError, match="min_replicas=3 is above max_replicas=2"):
         DeployArgs.model_validate({"model": "EXAMS", "min_replicas": "3"})
+    with pytest.raises(ValidationError, match="max_queue_mb=512 is less than two bodies of 300 MiB"):
+        DeployArgs.model_validate({"model": "EXAMS", "max_batch_mb": "300"})
 
 
 def test_a_model_that_cannot_be_used_stops_the_deployment_before_anything_starts(tmp_path: Path) -> None:

@@ -1,8 +1,12 @@
 """Every limit has its own status and a sentence, and none of them is a 500."""
 
+import contextlib
 import http.client
+import json
+import select
 import struct
 import zlib
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
@@ -76,6 +80,30 @@ def test_a_body_of_unknown_length_is_counted_while_it_is_read(url: str) -> None:
         "POST", "/predict", body=endless(), encode_chunked=True, headers={"Transfer-Encoding": "chunked"}
     )
     assert connection.getresponse().status == 413
+
+
+def test_bodies_that_wait_may_not_fill_the_memory(url: str) -> None:
+    """Each is within its own limit; together they are above the replica's, so one is sent away."""
+    with contextlib.ExitStack() as stack:
+        senders = [stack.enter_context(_unfinished(f"{url}/predict/batch", 1_600_000)) for _ in range(3)]
+        answered, _, _ = select.select([sender.sock for sender in senders], [], [], 10)
+        (refused,) = [sender for sender in senders if sender.sock in answered]
+        answer = refused.getresponse()
+        assert (answer.status, json.loads(answer.read())["reason"]) == (503, "busy")
+
+
+@contextlib.contextmanager
+def _unfinished(url: str, size_bytes: int) -> Iterator[http.client.HTTPConnection]:
+    """A form of which so many bytes have been sent, and one byte has not."""
+    parts = urlsplit(url)
+    body = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n\r\n'.ljust(size_bytes, b"x")
+    connection = http.client.HTTPConnection(parts.netloc, timeout=10)
+    connection.putrequest("POST", parts.path)
+    connection.putheader("Content-Type", "multipart/form-data; boundary=x")
+    connection.putheader("Content-Length", str(size_bytes + 1))
+    connection.endheaders(body)
+    with contextlib.closing(connection):
+        yield connection
 
 
 def test_too_many_files_and_no_form(url: str) -> None:

@@ -68,6 +68,24 @@ def test_a_bucket_that_is_not_there_is_one_line(
     assert f"Error: predict.input_dir={bucket}/nowhere: no such folder" in capfd.readouterr().out
 
 
+def test_a_job_that_brings_its_working_directory_must_not_keep_its_results_there(
+    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ray job submit --working-dir .` runs in a copy that Ray removes, and the results with it."""
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"runtime_env": {"working_dir": "gcs://_ray_pkg_1.zip"}}')
+    copy, kept = tmp_path / "copy", tmp_path / "kept"
+    file = picture(copy / "in" / "a.jpg")
+    monkeypatch.chdir(copy)
+
+    assert job(tiny_model, "in", "out") == 2
+    assert job(tiny_model, "in", "out", f"file={file}") == 2
+    refusals = capfd.readouterr().out
+    assert refusals.count(f"Error: predict.output_dir={copy}/out is in the copy of the working directory") == 2
+    assert not (copy / "out").exists()
+
+    assert job(tiny_model, "in", kept) == 0
+
+
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path))
     storage.write_all([("sub/a", b"old")])

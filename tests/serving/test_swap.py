@@ -11,7 +11,8 @@ import requests
 
 from classifier.errors import BadModelFolder, ClusterError
 from classifier.model_folder import read_manifest
-from serving import app
+from serving import app, rollout
+from serving.options import DeployArgs
 from serving.swap import swap
 from tests.serving.conftest import Deploy, encoded, photo, write_animals
 
@@ -77,6 +78,22 @@ class Killer(Meanwhile):
                     _kill(name)
                     self._known.add(name)
                     self.killed += 1
+
+
+def test_a_model_that_finds_no_room_is_not_waited_for_for_ever(
+    serve_url: str, animals: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Serve itself would wait without a word."""
+    from ray import serve
+
+    monkeypatch.setattr(rollout, "_SAY_EVERY_S", 0.2)
+    said: list[str] = []
+    large = DeployArgs(model=str(animals), device="cpu", cpus_per_replica=1000)
+    rollout.deploy(app.build(large, key_digest=None), name="large", route_prefix="/large")
+    with pytest.raises(ClusterError, match=r"not after 1 s .*; is there room for it\?"):
+        rollout.wait_until(lambda: rollout.is_up("large"), name="large", timeout_s=1, say=said.append)
+    assert said[0].startswith("Waiting for 0 s: ")
+    serve.delete("large", _blocking=False)  # takes 20 s, beside the tests that follow
 
 
 def test_a_new_model_takes_over_without_a_gap_and_a_bad_one_does_not(
