@@ -8,9 +8,10 @@ import datetime
 import functools
 import json
 import sys
+import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 # After Ctrl-C: the steps under way end, nothing else. Longer than that and something hangs.
 _STOP_TIMEOUT_S = 180.0
+_END_WITHIN_S = 10.0
 
 _ABOUT = """
 python -m training.run ds=DATASET [key=value ...]
@@ -171,24 +173,42 @@ def _open_folder(config: "TrainConfig") -> "RunFolder":
 
 
 def _run_until_stopped(experiment: "Experiment", folder: "RunFolder", terminal: Terminal) -> bool:
-    """Run the experiment beside the main thread, which waits for Ctrl-C; returns whether the user stopped it."""
-    from training.experiment import run_experiment
+    """Run the experiment beside the main thread, which waits for Ctrl-C; returns whether the user stopped it.
+
+    Raises:
+        KeyboardInterrupt, Interrupted: it was ended, because the user or `_STOP_TIMEOUT_S` asked for that.
+    """
+    from training.experiment import end_experiment, run_experiment, was_stopped
 
     stopped_at: list[float] = []
+    running: Future[None] = Future()
 
     def stop() -> None:
         stopped_at.append(time.monotonic())
         terminal.say("Stopping after the steps under way; press Ctrl-C again to stop at once.")
         experiment.job.feed.stop.remote()
 
-    with ThreadPoolExecutor(max_workers=1) as pool, on_interrupt(stop):
-        running = pool.submit(run_experiment, experiment, folder)
-        while not running.done():
-            wait([running], timeout=0.2)
-            if stopped_at and time.monotonic() - stopped_at[0] > _STOP_TIMEOUT_S:
-                raise Interrupted(f"Training did not stop within {_STOP_TIMEOUT_S:.0f} s; it is ended now.")
-        running.result()
-    return bool(stopped_at) and not (folder.train_info / "metrics.json").is_file()
+    def run() -> None:
+        try:
+            run_experiment(experiment, folder)
+            running.set_result(None)
+        except BaseException as error:
+            running.set_exception(error)
+
+    # a daemon, and not a pool's thread: neither an exception below nor the end of the process waits for it
+    threading.Thread(target=run, name="experiment", daemon=True).start()
+    try:
+        with on_interrupt(stop):
+            while not running.done():
+                wait([running], timeout=0.2)
+                if stopped_at and time.monotonic() - stopped_at[0] > _STOP_TIMEOUT_S:
+                    raise Interrupted(f"Training did not stop within {_STOP_TIMEOUT_S:.0f} s; it is ended now.")
+    except (KeyboardInterrupt, Interrupted):
+        end_experiment(experiment)
+        wait([running], timeout=_END_WITHIN_S)
+        raise
+    running.result()
+    return was_stopped(experiment)
 
 
 def _close(folder: "RunFolder", terminal: Terminal) -> int:
@@ -205,7 +225,8 @@ def _close_interrupted(
     """Make what the best epoch so far gave usable, and say how to go on."""
     from classifier.network import load_network
     from training.checkpoint import best_candidate, find_candidates
-    from training.finish import export, load_weights
+    from training.evaluation import remove_report
+    from training.finish import best_epoch_of_model, export, load_weights
     from training.run_folder import remove_run_folder
 
     candidates = find_candidates(folder)
@@ -215,13 +236,18 @@ def _close_interrupted(
         return EXIT_INTERRUPTED
     rule = config.callbacks.model_checkpoint
     best = best_candidate(candidates, monitor=rule.monitor, mode=rule.mode)
-    network = load_network(config.model.model_name, labels=job.labels, spec=spec, config=config.model.config)
-    load_weights(network, best.file)
-    export(job, spec, network, folder, best.metrics | {"best_epoch": best.metrics["epoch"]})
-    terminal.say(
-        f"Stopped. The best epoch so far, {best.metrics['epoch']} (val_acc {best.metrics['val_acc']:.4f}), has been "
-        f"saved in the {_shown(folder)} directory; the test split was not scored."
-    )
+    name = f"{best.metrics['epoch']} (val_acc {best.metrics['val_acc']:.4f})"
+    if best_epoch_of_model(folder) == best.metrics["epoch"]:
+        terminal.say(f"Stopped. Epoch {name} is still the best; the model in {_shown(folder)} is as it was.")
+    else:
+        network = load_network(config.model.model_name, labels=job.labels, spec=spec, config=config.model.config)
+        load_weights(network, best.file)
+        remove_report(folder.train_info)  # an earlier end of this run left it: it is of other weights
+        export(job, spec, network, folder, best.metrics | {"best_epoch": best.metrics["epoch"]}, samples=None)
+        terminal.say(
+            f"Stopped. The best epoch so far, {name}, has been saved in the {_shown(folder)} directory; the test split "
+            "was not scored."
+        )
     _say_how_to_go_on(folder, terminal)
     return EXIT_INTERRUPTED
 
