@@ -4,13 +4,14 @@ The table of contents of training: each step of `_train` is one of the other fil
 so that the first line is on the terminal at once.
 """
 
+import contextlib
 import datetime
 import functools
 import json
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,13 +87,28 @@ def _train(config: "TrainConfig", terminal: Terminal) -> int:
     address = address_from_environment()
     terminal.say(f"Joining the Ray cluster at {address} ..." if address else "Starting Ray on this machine ...")
     tokens = admission_cpus(physical_cores(), config.workers)
-    with ray_session(address=address, admission_cpus=tokens) as session:
+    with _resumed(config), ray_session(address=address, admission_cpus=tokens) as session:
         if session.dashboard_url:
             terminal.say(f"Ray dashboard: {session.dashboard_url} (it asks for a token: ray get-auth-token)")
         plan = plan_training(session.capacity, num_workers=config.workers, device=config.trainer.device)
         catalog = _prepare(config, root, entries, plan, terminal)
         _show_plan(plan, catalog, spec, terminal)
         return _run(config, catalog, spec, plan, session, terminal)
+
+
+@contextlib.contextmanager
+def _resumed(config: "TrainConfig") -> "Iterator[None]":
+    """With `resume=`: nothing keeps the run from going on, and nobody else goes on with it meanwhile."""
+    from training.resume import check_resumable
+    from training.run_folder import RunFolder, held
+
+    if config.resume is None:
+        yield
+        return
+    folder = RunFolder(config.resume.absolute())
+    with held(folder):
+        check_resumable(config, folder)
+        yield
 
 
 def _prepare(
@@ -128,19 +144,16 @@ def _run(
     session: "Session",
     terminal: Terminal,
 ) -> int:
-    from training.catalog import INFO, write_info
     from training.checkpoint import keep_checkpoints
     from training.experiment import plan_experiment
     from training.job import plan_job
     from training.progress import EpochProgress
-    from training.settings import write_settings
 
-    folder = _open_folder(config)
-    write_settings(folder, config)
-    write_info(folder.train_info / INFO, catalog)
-    terminal.keep_log_in(folder.log)
     rule = config.callbacks.model_checkpoint
-    with plan_job(config, catalog, spec, plan, folder, object_store_bytes=session.object_store_bytes) as job:
+    with (
+        _open_folder(config, catalog, terminal) as folder,
+        plan_job(config, catalog, spec, plan, folder, object_store_bytes=session.object_store_bytes) as job,
+    ):
         progress = EpochProgress(
             terminal,
             job.feed,
@@ -163,13 +176,26 @@ def _run(
     return _close(folder, terminal)
 
 
-def _open_folder(config: "TrainConfig") -> "RunFolder":
-    from training.run_folder import RunFolder, make_run_folder
+@contextlib.contextmanager
+def _open_folder(config: "TrainConfig", catalog: "Catalog", terminal: Terminal) -> "Iterator[RunFolder]":
+    """The run's folder, with what is known before the first step."""
+    from training.catalog import INFO, write_info
+    from training.resume import check_dataset
+    from training.run_folder import RunFolder, held, make_run_folder
+    from training.settings import write_settings
 
-    if config.resume is not None:
-        return RunFolder(config.resume.absolute())
-    now = datetime.datetime.now()
-    return make_run_folder(config.paths.models, dataset=config.ds, category=config.category, now=now)
+    with contextlib.ExitStack() as stack:
+        if config.resume is not None:  # and held, since before Ray was started
+            folder = RunFolder(config.resume.absolute())
+            check_dataset(config, folder, catalog)
+        else:
+            now = datetime.datetime.now()
+            folder = make_run_folder(config.paths.models, dataset=config.ds, category=config.category, now=now)
+            stack.enter_context(held(folder))
+        write_settings(folder, config)
+        write_info(folder.train_info / INFO, catalog)
+        terminal.keep_log_in(folder.log)
+        yield folder
 
 
 def _run_until_stopped(experiment: "Experiment", folder: "RunFolder", terminal: Terminal) -> bool:
@@ -231,8 +257,11 @@ def _close_interrupted(
 
     candidates = find_candidates(folder)
     if not candidates:
-        remove_run_folder(folder, models=config.paths.models)
-        terminal.say("Stopped before the first epoch was over; nothing is kept.")
+        kept = ""
+        if config.resume is None:  # else it is not this command's
+            remove_run_folder(folder, models=config.paths.models)
+            kept = "; nothing is kept"
+        terminal.say(f"Stopped before the first epoch was over{kept}.")
         return EXIT_INTERRUPTED
     rule = config.callbacks.model_checkpoint
     best = best_candidate(candidates, monitor=rule.monitor, mode=rule.mode)
