@@ -11,6 +11,9 @@ from training.checkpoint import find_candidates
 from training.config import TrainConfig
 from training.run_folder import RunFolder
 
+# Without the run's weights where the split is another: they know pictures that are then tested with.
+_ANEW = "python -m training.run ds="
+
 
 def check_resumable(config: TrainConfig, folder: RunFolder) -> None:
     """Find out, before anything is started or written, whether a run can go on.
@@ -21,7 +24,8 @@ def check_resumable(config: TrainConfig, folder: RunFolder) -> None:
     if not find_candidates(folder):
         if (folder.path / MANIFEST).is_file():  # it would be trained from scratch, and written over
             raise ConfigError(
-                f"resume={config.resume}: it holds a model, but no checkpoint to go on from; {_anew(config, folder)}"
+                f"resume={config.resume}: it holds a model, but no checkpoint to go on from; begin a new run from its "
+                f"weights with {_ANEW}{config.ds} model.model_name={config.resume}"
             )
         return
     then = _read(folder, "config.yaml")
@@ -35,7 +39,7 @@ def check_resumable(config: TrainConfig, folder: RunFolder) -> None:
     if changed:
         raise ConfigError(
             f"resume={config.resume} with {', '.join(changed)}: pictures that were trained on would be tested with; leave "
-            f"it as it was, or {_anew(config, folder)}"
+            f"it as it was, or begin a new run with {_ANEW}{config.ds}"
         )
 
 
@@ -56,15 +60,8 @@ def check_dataset(config: TrainConfig, folder: RunFolder, catalog: Catalog) -> N
     what = f"other classes ({'; '.join(parts)})" if parts else "other pictures"
     raise ConfigError(
         f"resume={config.resume}: the dataset {config.ds} has {what} than when the run began, and the split is another; "
-        f"put it back as it was, or {_anew(config, folder)}"
+        f"put it back as it was, or begin a new run with {_ANEW}{config.ds}"
     )
-
-
-def _anew(config: TrainConfig, folder: RunFolder) -> str:
-    """What to type instead."""
-    weights = f" model.model_name={config.resume}" if (folder.path / MANIFEST).is_file() else ""
-    begin = "from its weights " if weights else ""
-    return f"begin a new run {begin}with python -m training.run ds={config.ds}{weights}"
 
 
 def _read(folder: RunFolder, name: str) -> dict[str, Any]:
