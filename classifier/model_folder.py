@@ -119,6 +119,20 @@ def write_model(
     return manifest
 
 
+def publish(staged: Path, folder: Path) -> None:
+    """Move a complete model, as `write_model` and `export_onnx` leave it, into a folder that may hold an earlier one.
+
+    `classifier.json` goes first and comes last: a folder that has it is complete.
+    """
+    files = read_manifest(staged).files
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for file in files:
+        (staged / file).replace(folder / file)
+    if ONNX not in files:
+        (folder / ONNX).unlink(missing_ok=True)
+    (staged / MANIFEST).replace(folder / MANIFEST)
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read and validate `classifier.json`; the weights are not touched.
 

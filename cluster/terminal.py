@@ -1,6 +1,7 @@
 """The terminal belongs to the user: ours is what it shows, all other output goes to a log file."""
 
 import contextlib
+import datetime
 import os
 import shutil
 import signal
@@ -54,10 +55,16 @@ class Terminal:
         self.console.print(text.translate(_SHOWN), markup=False)
 
     def keep_log_in(self, file: Path) -> None:
-        """Move the log to its place, once there is one; what was written so far goes along."""
+        """Move the log to its place, once there is one; what was written so far goes along.
+
+        An earlier command's log stays, above a line with the date.
+        """
         sys.stdout.flush()
         sys.stderr.flush()
-        shutil.copyfile(self._log, file)
+        with self._log.open("rb") as written, file.open("ab") as kept:
+            if kept.tell():
+                kept.write(f"\n---- {datetime.datetime.now():%Y-%m-%d %H:%M:%S} ----\n".encode())
+            shutil.copyfileobj(written, kept)
         self._redirect(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644))
         if not self._keep:
             self._log.unlink(missing_ok=True)

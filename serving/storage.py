@@ -4,7 +4,6 @@ A path inside a storage is relative, with `/`; names that are not UTF-8 are held
 """
 
 import contextlib
-import fcntl
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ from typing_extensions import override
 
 from classifier import image
 from classifier.errors import BadImage, ConfigError, OutputError
+from cluster import claim
 from cluster.bucket import Bucket, open_place
 
 # What the job keeps beside the results: ledger, files that are being written, lock, log.
@@ -120,16 +120,11 @@ def claimed(storage: Storage) -> Iterator[None]:
     lock = Path(storage.uri(f"{BOOKS}/lock"))
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        file = lock.open("a")
+        lock.touch()
     except OSError as error:
         raise OutputError(f"predict.output_dir={storage.root} cannot be written: {error.strerror}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it however the process ends
-        except BlockingIOError as error:
-            raise OutputError(
-                f"predict.output_dir={storage.root}: another run is writing there; wait for it, or set another folder"
-            ) from error
+    taken = f"predict.output_dir={storage.root}: another run is writing there; wait for it, or set another folder"
+    with claim.claimed(lock, taken=taken):
         storage.remove(f"{_SCRATCH}/{name}" for name in storage.names(_SCRATCH))
         yield
 

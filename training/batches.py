@@ -151,6 +151,18 @@ class EvalBatches:
         return _pinned(batch) if self._pin else batch
 
 
+def until_stopped(batches: EvalBatches, go_on: Callable[[int, int], bool]) -> Iterator[Batch]:
+    """The batches, for as long as `go_on(batch, batches)` says so. Every worker has as many, so all stop at the same one.
+
+    Raises:
+        StopRequested: it said no.
+    """
+    for step, batch in enumerate(batches):
+        if not go_on(step, len(batches)):
+            raise StopRequested
+        yield batch
+
+
 def steps_of_epoch(pictures: int, *, steps: int, seed: int, epoch: int) -> Sequence[np.ndarray]:
     """The pictures of each step: a new order every epoch, in steps of nearly equal size.
 

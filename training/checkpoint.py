@@ -30,7 +30,7 @@ def move_checkpoint(source: Path, target: Path) -> None:
 
 
 def find_candidates(folder: RunFolder) -> list[Candidate]:
-    """Every whole checkpoint that a run has, in order of their epochs; a torn one is passed over."""
+    """Every whole checkpoint that a run has, one for each epoch and in their order; a torn one is passed over."""
     found = [
         Candidate(metrics, folder.checkpoints / name) for name, metrics in _read(folder.checkpoints / INDEX).items()
     ]
@@ -38,7 +38,10 @@ def find_candidates(folder: RunFolder) -> list[Candidate]:
         for file in attempt.glob(f"checkpoint_*/{METRICS}"):
             found.append(Candidate(_read(file), file.parent / CKPT))
     whole = [candidate for candidate in found if "epoch" in candidate.metrics and candidate.file.is_file()]
-    return sorted(whole, key=lambda candidate: candidate.metrics["epoch"])
+    of_epoch = {
+        candidate.metrics["epoch"]: candidate for candidate in whole
+    }  # the latest attempt's, if it was repeated
+    return [of_epoch[epoch] for epoch in sorted(of_epoch)]
 
 
 def keep_checkpoints(folder: RunFolder, *, monitor: str, mode: str, save_top_k: int) -> None:
@@ -64,6 +67,7 @@ def keep_checkpoints(folder: RunFolder, *, monitor: str, mode: str, save_top_k: 
             except OSError:  # a file system without hard links
                 shutil.copyfile(candidate.file, scratch)
             scratch.replace(target)
+            scratch.unlink(missing_ok=True)  # of two links to one file, a rename leaves both
     scratch = folder.checkpoints / f".{INDEX}.new"
     scratch.write_text(json.dumps({name: candidate.metrics for name, candidate in chosen.items()}, indent=2) + "\n")
     scratch.replace(folder.checkpoints / INDEX)

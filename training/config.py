@@ -24,7 +24,7 @@ class TrainerConfig(Section):
         description="auto is bf16 where the GPU or CPU computes in it, else 32-bit floats"
     )
     compile: bool = Field(description="compile the network (torch.compile): a slow first step, faster ones on a GPU")
-    gradient_clip: float | None = Field(ge=0, description="largest gradient norm; null for no limit")
+    gradient_clip: float | None = Field(gt=0, description="largest gradient norm; null for no limit")
     max_failures: int = Field(
         ge=0, description="how often a run goes on from its last checkpoint after a worker or a machine was lost"
     )

@@ -12,10 +12,11 @@ import lightning.pytorch as lightning
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from classifier.errors import ConfigError
 from training.checkpoint import CKPT, METRICS, move_checkpoint
 from training.config import CallbacksConfig
 from training.module import ClassifierModule
-from training.stopping import NoImprovementStopper, best_of, score
+from training.stopping import NoImprovementStopper, best_of, has_diverged, score
 
 HISTORY_COLUMNS = ("epoch", "train_loss", "val_loss", "val_acc", "lr", "seconds", "computing_s", "pictures_per_s")
 _TRIAL = "run"
@@ -105,7 +106,11 @@ class EpochReport(lightning.Callback):
         self._trained_s = time.monotonic() - self._started_s
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Report, keep a checkpoint, decide whether to stop."""
+        """Report, keep a checkpoint, decide whether to stop.
+
+        Raises:
+            ConfigError: the network gives no numbers, and never did at an epoch's end; the same in every worker.
+        """
         assert isinstance(pl_module, ClassifierModule)
         row: dict[str, Any] = {"epoch": self.epoch, **pl_module.take_epoch_metrics()}
         row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
@@ -113,6 +118,8 @@ class EpochReport(lightning.Callback):
         row["computing_s"] = round(self._computed_s, 3)
         row["pictures_per_s"] = round(self._pictures / max(1e-9, self._trained_s), 1)
         self._history.append(row)
+        if all(has_diverged(each) for each in self._history):  # weights that are not numbers stay so
+            raise ConfigError(f"the loss is not a number after epoch {row['epoch']}; lower model.lr")
         if self._stopper and self._stopper(_TRIAL, row):
             trainer.should_stop = True
         rule = self._rules.model_checkpoint

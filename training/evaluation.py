@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 
-# Numbers inside the cells are readable up to this many classes.
-_MOST_NUMBERED = 20
+_METRICS, _ERRORS, _MATRIX = _REPORT = ("metrics.json", "classification_errors.csv", "confusion_matrix.png")
+# Up to so many classes, letters are large and names lie aslant.
+_FEW = 20
+# The picture grows with the classes up to here; with more of them a cell has no room for a number.
+_MOST_NUMBERED = 70
 
 
 def evaluate(
@@ -42,6 +45,12 @@ def evaluate(
     }
 
 
+def remove_report(folder: Path) -> None:
+    """Remove what `write_report` writes."""
+    for name in _REPORT:
+        (folder / name).unlink(missing_ok=True)
+
+
 def write_report(
     folder: Path,
     metrics: dict[str, Any],
@@ -54,9 +63,9 @@ def write_report(
 ) -> None:
     """Write `metrics.json`, `classification_errors.csv` and `confusion_matrix.png`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    (folder / _METRICS).write_text(json.dumps(metrics, indent=2) + "\n")
     predicted = probabilities.argmax(1)
-    with (folder / "classification_errors.csv").open("w", newline="") as file:
+    with (folder / _ERRORS).open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("filepath", "true_label", "predicted_label", "probability"))
         wrong = np.flatnonzero(predicted != codes)
@@ -66,7 +75,7 @@ def write_report(
             writer.writerow((paths[index], labels[codes[index]], labels[predicted[index]], probability))
     counts = np.zeros((len(labels), len(labels)), dtype=np.int64)
     np.add.at(counts, (codes, predicted), 1)
-    _draw_confusion_matrix(counts, labels, folder / "confusion_matrix.png", tensorboard)
+    _draw_confusion_matrix(counts, labels, folder / _MATRIX, tensorboard)
 
 
 def _draw_confusion_matrix(
@@ -78,24 +87,25 @@ def _draw_confusion_matrix(
     from matplotlib.figure import Figure
 
     shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
-    side_in = max(4.5, min(24.0, 2.2 + 0.55 * len(labels) if len(labels) <= _MOST_NUMBERED else 3 + 0.3 * len(labels)))
+    side_in = max(4.5, min(24.0, 2.2 + 0.55 * len(labels) if len(labels) <= _FEW else 3 + 0.3 * len(labels)))
     figure = Figure(figsize=(side_in + 1, side_in), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     names = [label if len(label) <= 24 else label[:23] + "…" for label in labels]
-    font_pt = 10 if len(labels) <= _MOST_NUMBERED else 8
-    axes.set_xticks(range(len(labels)), names, rotation=45 if len(labels) <= _MOST_NUMBERED else 90, fontsize=font_pt)
-    if len(labels) <= _MOST_NUMBERED:
+    font_pt = 10 if len(labels) <= _FEW else 8
+    plain: dict[str, Any] = {"fontsize": font_pt, "parse_math": False}  # a class may be called $5_$
+    axes.set_xticks(range(len(labels)), names, rotation=45 if len(labels) <= _FEW else 90, **plain)
+    if len(labels) <= _FEW:
         for tick in axes.get_xticklabels():
             tick.set(ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(labels)), names, fontsize=font_pt)
+    axes.set_yticks(range(len(labels)), names, **plain)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     accuracy = counts.trace() / max(1, counts.sum())
     axes.set_title(f"{counts.sum()} test pictures, accuracy {accuracy:.3f}")
-    for row, column in np.argwhere(counts > 0):
+    for row, column in np.argwhere(counts > 0) if len(labels) <= _MOST_NUMBERED else ():
         colour = "white" if shares[row, column] > 0.5 else "black"
-        size_pt = 10 if len(labels) <= _MOST_NUMBERED else 6
+        size_pt = 10 if len(labels) <= _FEW else 6
         axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=size_pt)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
     figure.savefig(file, dpi=120)

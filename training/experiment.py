@@ -1,5 +1,6 @@
 """A run is a Tune experiment of one trial, and the trial is a Ray Train TorchTrainer."""
 
+import contextlib
 import functools
 import os
 import sys
@@ -14,6 +15,7 @@ from training.loop import Job
 from training.run_folder import RunFolder
 
 _ANSWER_WITHIN_S = 60.0
+_END_WITHIN_S = 10.0
 # Before an attempt follows one that Ray gave up: what the old one reserved is given back meanwhile.
 _PAUSE_S = 2.0
 _LINE_CHARACTERS = 300
@@ -70,6 +72,20 @@ def run_experiment(experiment: Experiment, folder: RunFolder) -> None:
         experiment = replace(experiment, job=_next_job(experiment.job, folder))
 
 
+def end_experiment(experiment: Experiment) -> None:
+    """Kill what runs: `run_experiment` raises soon after, wherever it is."""
+    import ray
+
+    with contextlib.suppress(ray.exceptions.RayError):  # the feed is lost: the end of the connection ends the rest
+        ray.get(experiment.job.feed.end.remote(), timeout=_END_WITHIN_S)
+
+
+def was_stopped(experiment: Experiment) -> bool:
+    """Whether a run that is over was ended by the user."""
+    stopped: bool = _answer(experiment.job.feed.was_stopped.remote())
+    return stopped
+
+
 def plan_experiment(job: Job, plan: Plan, config: TrainConfig) -> Experiment:
     """Put the parts of a run together."""
     return Experiment(
@@ -97,13 +113,10 @@ def _answer(asked: Any) -> Any:
 
 
 def _next_job(job: Job, folder: RunFolder) -> Job:
-    """The same job from the last whole checkpoint on, under a name of its own: the old one's state may be torn."""
-    from training.checkpoint import find_candidates
+    """The same job under a name of its own: the old one's state may be torn. Its workers find the last checkpoint."""
     from training.job import attempt_name
 
-    candidates = find_candidates(folder)
-    last = candidates[-1].file if candidates else job.resume_from
-    return replace(job, attempt=attempt_name(folder, job.run), resume_from=last)
+    return replace(job, attempt=attempt_name(folder, job.run))
 
 
 def _fit(experiment: Experiment, folder: RunFolder) -> BaseException | None:
@@ -142,6 +155,7 @@ def _fit(experiment: Experiment, folder: RunFolder) -> BaseException | None:
 
 def _run_trial(_: dict[str, Any], *, experiment: Experiment) -> None:
     """The body of the trial: Ray's supported way to have Tune run Train V2 is a trainer inside a function."""
+    import ray
     import ray.train
     from ray.train.torch import TorchConfig
 
@@ -157,6 +171,7 @@ def _run_trial(_: dict[str, Any], *, experiment: Experiment) -> None:
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_RANGE_PLACED_WITHIN_S)
     # not before: until the trial's process is up, there are not enough cores for both
     job.feed.start.remote()
+    job.feed.take_trial.remote(ray.get_runtime_context().current_actor)
     resources = {"CPU": plan.cpus_per_worker} | ({"GPU": 1} if plan.use_gpu else {})
     Trainer(
         functools.partial(run_worker, job=job),

@@ -22,7 +22,7 @@ _POLL_S = 10.0
 # A worker tells this often what it does.
 BEAT_S = 5.0
 # What a worker can be doing with a batch; one that the others wait for is in an earlier phase than they are.
-PHASES = ("waiting for pictures", "computing", "adding up gradients", "saving the epoch")
+PHASES = ("waiting for pictures", "computing", "adding up gradients", "saving the epoch", "writing the model")
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,13 @@ class Feed:
         self._attempt = ""
         self._workers: dict[int, Worker] = {}
         self._steps = 0
-        self._stopping = False
+        self._stopping = self._has_stopped = False
         self._ceiling: tuple[int, int] | None = None
         self._events: list[dict[str, Any]] = []
         self._fault: dict[str, Any] | None = None
         self._failures = 0
         self._room: Any = None
+        self._trial: Any = None
 
     async def start(self) -> None:
         """Begin to decode, unless an earlier trial has seen to it."""
@@ -150,6 +151,7 @@ class Feed:
             furthest = max(self._places(), default=(epoch, step - 1))
             self._ceiling = (furthest[0], furthest[1] + 1)
         if self._ceiling is not None and (epoch, step) >= self._ceiling:
+            self._has_stopped = True
             return False
         self._workers[rank].place, self._steps = (epoch, step), steps
         return True
@@ -201,6 +203,10 @@ class Feed:
         """The fault of the code, if there was one, and how many failures of the cluster there were."""
         return self._fault, self._failures
 
+    async def take_trial(self, trial: Any) -> None:
+        """The actor of the Tune trial, which has started."""
+        self._trial = trial
+
     async def take_room(self, room: Any) -> None:
         """The placement group that the workers run in."""
         self._room = room
@@ -216,6 +222,21 @@ class Feed:
     async def stop(self) -> None:
         """The user asks to stop."""
         self._stopping = True
+
+    async def was_stopped(self) -> bool:
+        """Whether workers were told to stop; a request that came after their last step was not carried out."""
+        return self._has_stopped
+
+    async def end(self) -> None:
+        """Kill the trial and its workers: the user does not wait for them any longer. Nothing follows them."""
+        import ray
+
+        self._fault = {"line": "the run was ended", "traceback": "", "users": True}
+        # the trial first: it would start the workers anew
+        for actor in (self._trial, *(worker.handle for worker in self._workers.values())):
+            if actor is not None:
+                ray.kill(actor)
+        await self.give_room_back()
 
     async def post(self, event: dict[str, Any]) -> None:
         """A worker tells the user something; see `progress.Progress`."""

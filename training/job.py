@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 from classifier.preprocess import PreprocessSpec
 from cluster.sizing import Plan
 from training.catalog import Catalog
-from training.checkpoint import find_candidates
 from training.config import TrainConfig
 from training.feed import Feed, FeedPlan
 from training.loop import Job
@@ -36,7 +35,6 @@ def plan_job(
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     paths, codes = _in_order(catalog, seed=config.seed)
-    candidates = find_candidates(folder)
     name = f"{config.ds}-{folder.path.parent.name}-{folder.path.name}"
     pictures, size_bytes = sum(len(split) for split in paths.values()), _size_bytes(catalog)
     feed_plan = FeedPlan(
@@ -64,7 +62,6 @@ def plan_job(
             folder=folder.path,
             run=name,
             attempt=attempt_name(folder, name),
-            resume_from=candidates[-1].file if candidates else None,
             threads=plan.threads_per_worker,
             feed=feed,
         )

@@ -37,7 +37,6 @@ class Job:
     folder: Path
     run: str  # what the dashboard calls it
     attempt: str  # name of the Train run, one of those that the run takes
-    resume_from: Path | None  # a checkpoint file
     threads: int
     feed: Any  # handle of the Feed actor
 
@@ -57,9 +56,10 @@ def train_loop(job: Job, *, attempt: str, start: str | None) -> None:
         import lightning.pytorch as lightning
     import ray
     from ray import train
+    from ray.train.collective import broadcast_from_rank_zero
     from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
 
-    from training.batches import EvalBatches, Pixels, StopRequested, TrainBatches
+    from training.batches import EvalBatches, Pixels, StopRequested, TrainBatches, until_stopped
     from training.epoch_report import DirectCheckpointIO, EpochReport, report
     from training.failures import patiently
     from training.module import ClassifierModule
@@ -79,13 +79,18 @@ def train_loop(job: Job, *, attempt: str, start: str | None) -> None:
     if precision == "bf16-mixed" and not on_gpu:
         keep_depthwise_in_float32(network)
     place = {"rank": rank, "world_size": world_size, "batch_size": config.data.batch_size, "pin": on_gpu}
+
+    def tick(epoch: int, step: int, steps: int) -> bool:
+        go_on: bool = ray.get(job.feed.tick.remote(attempt, rank, epoch, step, steps))
+        return go_on
+
     epochs: EpochReport
     batches = TrainBatches(
         Pixels(job.feed, "train"),
         job.codes["train"],
         seed=config.seed,
         epoch=lambda: epochs.epoch,
-        tick=lambda epoch, step, steps: ray.get(job.feed.tick.remote(attempt, rank, epoch, step, steps)),
+        tick=tick,
         **place,
     )
     validation_pixels = Pixels(job.feed, "val")
@@ -129,7 +134,7 @@ def train_loop(job: Job, *, attempt: str, start: str | None) -> None:
         use_distributed_sampler=False,
         log_every_n_steps=1_000_000,
     )
-    try:
+    with watch, contextlib.suppress(StopRequested):
         trainer.fit(
             module,
             train_dataloaders=batches,
@@ -137,15 +142,24 @@ def train_loop(job: Job, *, attempt: str, start: str | None) -> None:
             ckpt_path=start,
             weights_only=True,
         )
-    except StopRequested:
-        return
-    from training.finish import finish
+        from training.finish import finish
 
-    test = EvalBatches(Pixels(job.feed, "test"), job.codes["test"], **place)
-    samples, _ = validation_pixels.rows(np.arange(min(_SAMPLES, len(job.codes["val"]))))
-    finish(
-        job, config, spec, module.network, test, folder, rank=rank, world_size=world_size, samples=samples, tell=tell
-    )
+        test = EvalBatches(Pixels(job.feed, "test"), job.codes["test"], **place)
+        samples, _ = validation_pixels.rows(np.arange(min(_SAMPLES, len(job.codes["val"]))))
+        finish(
+            job,
+            config,
+            spec,
+            module.network,
+            watch.follow(until_stopped(test, lambda step, steps: tick(epochs.epoch, step, steps))),
+            folder,
+            rank=rank,
+            world_size=world_size,
+            samples=samples,
+            tell=tell,
+            agree=broadcast_from_rank_zero,
+            writes=watch.writes,
+        )
 
 
 @contextlib.contextmanager

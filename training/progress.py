@@ -46,6 +46,7 @@ class EpochProgress:
         self._seen = 0
         self._epoch_started: tuple[int, float, int] | None = None  # epoch, time, first step seen
         self._told: int | None = None  # the last epoch that was told of
+        self._test_pictures = 0  # how many are scored, once that has begun
         self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
         self._live = Progress(
             TextColumn("{task.description}"),
@@ -109,6 +110,7 @@ class EpochProgress:
                 )
                 self._workers, self._has_started = event["world_size"], True
                 self._no_room_s = self._named = None
+                self._test_pictures = 0
             case "failure":
                 self._drop_line()
                 self._no_room_s, self._has_failed = time.monotonic(), True
@@ -125,6 +127,8 @@ class EpochProgress:
                 speed = f"{event['pictures_per_s']:,.0f} pictures/s  {event['seconds']:.1f} s"
                 say(f"Epoch {event['epoch']:>3}  {losses}  {best}  {speed}, at most {duration(left)} left")
             case "testing":
+                self._drop_line()
+                self._test_pictures = event["pictures"]
                 say(f"Scoring {event['pictures']} test pictures with the weights of epoch {event['best_epoch']}.")
             case "note":
                 say(event["text"])
@@ -150,16 +154,21 @@ class EpochProgress:
         now = time.monotonic()
         if self._epoch_started is None or self._epoch_started[0] != epoch:
             self._epoch_started = (epoch, now, step)
-        done = self._pictures * (step + 1) / steps
+        name, pictures = f"Epoch {epoch:>3}", self._pictures
+        if self._test_pictures:
+            name, pictures = "Test", self._test_pictures
+        done = pictures * (step + 1) / steps
         if not self._terminal.is_interactive:
             return
         started = self._epoch_started[1]
-        rate = self._pictures * (step - self._epoch_started[2]) / steps / max(0.2, now - started)
-        left = (self._pictures - done) / rate if rate > 0 else None
-        note = f"{rate:,.0f}/s" + (f", {duration(left)} left in this epoch" if left is not None else "")
-        if self._task is None or self._live.tasks[-1].description != f"Epoch {epoch:>3}":
+        rate = pictures * (step - self._epoch_started[2]) / steps / max(0.2, now - started)
+        left = (pictures - done) / rate if rate > 0 else None
+        note = f"{rate:,.0f}/s" + (
+            f", {duration(left)} left{'' if self._test_pictures else ' in this epoch'}" if left is not None else ""
+        )
+        if self._task is None or self._live.tasks[-1].description != name:
             self._drop_line()
-            self._task = self._live.add_task(f"Epoch {epoch:>3}", total=self._pictures, note="")
+            self._task = self._live.add_task(name, total=pictures, note="")
         self._live.update(self._task, completed=done, note=note)
 
     def _drop_line(self) -> None:

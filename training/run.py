@@ -4,13 +4,15 @@ The table of contents of training: each step of `_train` is one of the other fil
 so that the first line is on the terminal at once.
 """
 
+import contextlib
 import datetime
 import functools
 import json
 import sys
+import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 # After Ctrl-C: the steps under way end, nothing else. Longer than that and something hangs.
 _STOP_TIMEOUT_S = 180.0
 _ANSWER_WITHIN_S = 60.0
+_END_WITHIN_S = 10.0
 
 _ABOUT = """
 python -m training.run ds=DATASET [key=value ...]
@@ -86,7 +89,7 @@ def _train(config: "TrainConfig", terminal: Terminal) -> int:
     address = address_from_environment()
     terminal.say(f"Joining the Ray cluster at {address} ..." if address else "Starting Ray on this machine ...")
     tokens = admission_cpus(physical_cores(), config.workers)
-    with ray_session(address=address, admission_cpus=tokens) as session:
+    with _resumed(config), ray_session(address=address, admission_cpus=tokens) as session:
         if session.dashboard_url:
             terminal.say(f"Ray dashboard: {session.dashboard_url} (it asks for a token: ray get-auth-token)")
         plan = plan_training(session.capacity, num_workers=config.workers, device=config.trainer.device)
@@ -99,6 +102,21 @@ def _train(config: "TrainConfig", terminal: Terminal) -> int:
         store_bytes = session.capacity.smallest_store_bytes(use_gpu=plan.use_gpu)
         with pixel_cache(config, catalog, spec, object_store_bytes=store_bytes) as shards:
             return _run(config, catalog, spec, plan, shards, terminal)
+
+
+@contextlib.contextmanager
+def _resumed(config: "TrainConfig") -> "Iterator[None]":
+    """With `resume=`: nothing keeps the run from going on, and nobody else goes on with it meanwhile."""
+    from training.resume import check_resumable
+    from training.run_folder import RunFolder, held
+
+    if config.resume is None:
+        yield
+        return
+    folder = RunFolder(config.resume.absolute())
+    with held(folder):
+        check_resumable(config, folder)
+        yield
 
 
 def _prepare(
@@ -134,19 +152,16 @@ def _run(
     shards: dict[str, Path] | None,
     terminal: Terminal,
 ) -> int:
-    from training.catalog import write_summaries
     from training.checkpoint import keep_checkpoints
     from training.experiment import plan_experiment
     from training.job import plan_job
     from training.progress import EpochProgress
-    from training.settings import write_settings
 
-    folder = _open_folder(config)
-    write_settings(folder, config)
-    write_summaries(folder.train_info, catalog)
-    terminal.keep_log_in(folder.log)
     rule = config.callbacks.model_checkpoint
-    with plan_job(config, catalog, spec, plan, folder, shards) as job:
+    with (
+        _open_folder(config, catalog, terminal) as folder,
+        plan_job(config, catalog, spec, plan, folder, shards) as job,
+    ):
         progress = EpochProgress(
             terminal,
             job.feed,
@@ -171,34 +186,65 @@ def _run(
     return _close(folder, terminal)
 
 
-def _open_folder(config: "TrainConfig") -> "RunFolder":
-    from training.run_folder import RunFolder, make_run_folder
+@contextlib.contextmanager
+def _open_folder(config: "TrainConfig", catalog: "Catalog", terminal: Terminal) -> "Iterator[RunFolder]":
+    """The run's folder, with what is known before the first step."""
+    from training.catalog import write_summaries
+    from training.resume import check_dataset
+    from training.run_folder import RunFolder, held, make_run_folder
+    from training.settings import write_settings
 
-    if config.resume is not None:
-        return RunFolder(config.resume.absolute())
-    now = datetime.datetime.now()
-    return make_run_folder(config.paths.models, dataset=config.ds, category=config.category, now=now)
+    with contextlib.ExitStack() as stack:
+        if config.resume is not None:  # and held, since before Ray was started
+            folder = RunFolder(config.resume.absolute())
+            check_dataset(config, folder, catalog)
+        else:
+            now = datetime.datetime.now()
+            folder = make_run_folder(config.paths.models, dataset=config.ds, category=config.category, now=now)
+            stack.enter_context(held(folder))
+        write_settings(folder, config)
+        write_summaries(folder.train_info, catalog)
+        terminal.keep_log_in(folder.log)
+        yield folder
 
 
 def _run_until_stopped(experiment: "Experiment", folder: "RunFolder", terminal: Terminal) -> bool:
-    """Run the experiment beside the main thread, which waits for Ctrl-C; returns whether the user stopped it."""
-    from training.experiment import run_experiment
+    """Run the experiment beside the main thread, which waits for Ctrl-C; returns whether the user stopped it.
+
+    Raises:
+        KeyboardInterrupt, Interrupted: it was ended, because the user or `_STOP_TIMEOUT_S` asked for that.
+    """
+    from training.experiment import end_experiment, run_experiment, was_stopped
 
     stopped_at: list[float] = []
+    running: Future[None] = Future()
 
     def stop() -> None:
         stopped_at.append(time.monotonic())
         terminal.say("Stopping after the steps under way; press Ctrl-C again to stop at once.")
         experiment.job.feed.stop.remote()
 
-    with ThreadPoolExecutor(max_workers=1) as pool, on_interrupt(stop):
-        running = pool.submit(run_experiment, experiment, folder)
-        while not running.done():
-            wait([running], timeout=0.2)
-            if stopped_at and time.monotonic() - stopped_at[0] > _STOP_TIMEOUT_S:
-                raise Interrupted(f"Training did not stop within {_STOP_TIMEOUT_S:.0f} s; it is ended now.")
-        running.result()
-    return bool(stopped_at) and not (folder.train_info / "metrics.json").is_file()
+    def run() -> None:
+        try:
+            run_experiment(experiment, folder)
+            running.set_result(None)
+        except BaseException as error:
+            running.set_exception(error)
+
+    # a daemon, and not a pool's thread: neither an exception below nor the end of the process waits for it
+    threading.Thread(target=run, name="experiment", daemon=True).start()
+    try:
+        with on_interrupt(stop):
+            while not running.done():
+                wait([running], timeout=0.2)
+                if stopped_at and time.monotonic() - stopped_at[0] > _STOP_TIMEOUT_S:
+                    raise Interrupted(f"Training did not stop within {_STOP_TIMEOUT_S:.0f} s; it is ended now.")
+    except (KeyboardInterrupt, Interrupted):
+        end_experiment(experiment)
+        wait([running], timeout=_END_WITHIN_S)
+        raise
+    running.result()
+    return was_stopped(experiment)
 
 
 def _say_unreadable(job: "Job", folder: "RunFolder", terminal: Terminal) -> None:
@@ -227,23 +273,32 @@ def _close_interrupted(
     """Make what the best epoch so far gave usable, and say how to go on."""
     from classifier.network import load_network
     from training.checkpoint import best_candidate, find_candidates
-    from training.finish import export, load_weights
+    from training.evaluation import remove_report
+    from training.finish import best_epoch_of_model, export, load_weights
     from training.run_folder import remove_run_folder
 
     candidates = find_candidates(folder)
     if not candidates:
-        remove_run_folder(folder, models=config.paths.models)
-        terminal.say("Stopped before the first epoch was over; nothing is kept.")
+        kept = ""
+        if config.resume is None:  # else it is not this command's
+            remove_run_folder(folder, models=config.paths.models)
+            kept = "; nothing is kept"
+        terminal.say(f"Stopped before the first epoch was over{kept}.")
         return EXIT_INTERRUPTED
     rule = config.callbacks.model_checkpoint
     best = best_candidate(candidates, monitor=rule.monitor, mode=rule.mode)
-    network = load_network(config.model.model_name, labels=job.labels, spec=spec, config=config.model.config)
-    load_weights(network, best.file)
-    export(job, spec, network, folder, best.metrics | {"best_epoch": best.metrics["epoch"]})
-    terminal.say(
-        f"Stopped. The best epoch so far, {best.metrics['epoch']} (val_acc {best.metrics['val_acc']:.4f}), has been "
-        f"saved in the {_shown(folder)} directory; the test split was not scored."
-    )
+    name = f"{best.metrics['epoch']} (val_acc {best.metrics['val_acc']:.4f})"
+    if best_epoch_of_model(folder) == best.metrics["epoch"]:
+        terminal.say(f"Stopped. Epoch {name} is still the best; the model in {_shown(folder)} is as it was.")
+    else:
+        network = load_network(config.model.model_name, labels=job.labels, spec=spec, config=config.model.config)
+        load_weights(network, best.file)
+        remove_report(folder.train_info)  # an earlier end of this run left it: it is of other weights
+        export(job, spec, network, folder, best.metrics | {"best_epoch": best.metrics["epoch"]}, samples=None)
+        terminal.say(
+            f"Stopped. The best epoch so far, {name}, has been saved in the {_shown(folder)} directory; the test split "
+            "was not scored."
+        )
     _say_how_to_go_on(folder, terminal)
     return EXIT_INTERRUPTED
 

@@ -1,13 +1,16 @@
 """The model folder while it is being made: what lies where, and what is in reach after an interruption."""
 
+import contextlib
 import datetime
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from classifier.errors import OutputError
 from cluster.bucket import Bucket, open_place
+from cluster.claim import claimed
 from cluster.session import check_kept
 
 
@@ -89,6 +92,24 @@ def make_run_folder(models: Path, *, dataset: str, category: str, now: datetime.
                 f"{path} cannot be made: {error.strerror}; set paths.models to a folder that can"
             ) from error
         return RunFolder(path)
+
+
+@contextlib.contextmanager
+def held(folder: RunFolder) -> Iterator[None]:
+    """Keep other commands out of a run's folder: two would write each other's files.
+
+    Raises:
+        OutputError: another command is training there, or it cannot be written.
+    """
+    taken = f"{folder.path}: another command is training there; wait for it, or stop it"
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(claimed(folder.log, taken=taken))  # the log: no file more in the model folder
+        except OutputError:
+            raise
+        except OSError as error:
+            raise OutputError(f"{folder.path} cannot be written: {error.strerror}") from error
+        yield
 
 
 def remove_run_folder(folder: RunFolder, *, models: Path) -> None:

@@ -23,9 +23,13 @@ class NoImprovementStopper(tune.Stopper):
         self._without: dict[str, int] = {}
 
     def __call__(self, trial_id: str, result: Metrics) -> bool:
-        """Whether to stop after this result. A result that is missing or not finite is no improvement."""
+        """Whether to stop after this result. A result that is missing or has diverged is no improvement."""
         value = self._sign * float(result.get(self._monitor, math.nan))
-        if math.isfinite(value) and value > self._best.get(trial_id, -math.inf) + self._min_delta:
+        if (
+            math.isfinite(value)
+            and not has_diverged(result)
+            and value > self._best.get(trial_id, -math.inf) + self._min_delta
+        ):
             self._best[trial_id], self._without[trial_id] = value, 0
         else:
             self._without[trial_id] = self._without.get(trial_id, 0) + 1
@@ -44,15 +48,17 @@ class NoImprovementStopper(tune.Stopper):
         self._best, self._without = dict(state["best"]), dict(state["without"])
 
 
+def has_diverged(metrics: Metrics) -> bool:
+    """Whether the network gives no numbers any more. Its `val_acc` is a number all the same: that of the first class."""
+    return not math.isfinite(float(metrics.get("val_loss", 0.0)))
+
+
 def rank_key(metrics: Metrics, *, monitor: str, mode: str) -> tuple[float, float, int]:
-    """Larger is better: the monitored metric, then the lower `val_loss`, then the earlier epoch."""
+    """Larger is better: the monitored metric, then the lower `val_loss`, then the earlier epoch. What has diverged is last."""
     value = float(metrics[monitor]) * (1 if mode == "max" else -1)
-    loss = float(metrics["val_loss"])
-    return (
-        value if math.isfinite(value) else -math.inf,
-        -loss if math.isfinite(loss) else -math.inf,
-        -int(metrics["epoch"]),
-    )
+    if has_diverged(metrics) or not math.isfinite(value):
+        return (-math.inf, -math.inf, -int(metrics["epoch"]))
+    return (value, -float(metrics["val_loss"]), -int(metrics["epoch"]))
 
 
 def best_of(history: Iterable[Metrics], *, monitor: str, mode: str) -> Metrics:

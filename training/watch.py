@@ -4,19 +4,22 @@ import faulthandler
 import os
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Self, TypeVar
 
 import lightning.pytorch as lightning
 
 from training.feed import BEAT_S, PHASES
 
 Doing = tuple[int, int, int]  # epoch, batch (validation batches come after those of training), phase
-_WAITING, _COMPUTING, _ADDING, _SAVING = range(len(PHASES))
+_WAITING, _COMPUTING, _ADDING, _SAVING, _WRITING = range(len(PHASES))
+_BATCH = TypeVar("_BATCH")
 
 
 class Watch(lightning.Callback):
     """Follows a worker from batch to batch, and tells from a thread of its own.
+
+    Use as a context manager around everything that the worker does.
 
     A worker that waits for another is in a later phase of the same batch: that is how the slow one is told from those
     that it holds up.
@@ -46,18 +49,25 @@ class Watch(lightning.Callback):
         self._since_s = time.monotonic()
         self._over = threading.Event()
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Begin to tell."""
+    def __enter__(self) -> Self:
         self._set(0, _WAITING)
         threading.Thread(target=self._run, name="watch", daemon=True).start()
+        return self
 
-    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """The fit is over."""
+    def __exit__(self, *_: object) -> None:
         self._over.set()
 
-    def on_exception(self, *_: Any) -> None:
-        """The fit has raised: it is stopped, or failed."""
-        self._over.set()
+    def follow(self, batches: Iterable[_BATCH]) -> Iterator[_BATCH]:
+        """Batches that are scored outside of a fit."""
+        self._set(0, _WAITING)
+        for batch in batches:
+            self._set(self._doing[1], _COMPUTING)
+            yield batch
+            self._set(self._doing[1] + 1, _WAITING)
+
+    def writes(self) -> None:
+        """From here on the worker writes the model."""
+        self._set(self._doing[1] + 1, _WRITING)
 
     def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
         """The pictures are there."""

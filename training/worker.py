@@ -89,8 +89,8 @@ def _agree(job: Job) -> tuple[str, str | None]:
     does not know yet of a checkpoint whose report was on its way when a worker died.
     """
     candidates = find_candidates(RunFolder(job.folder))
-    last = candidates[-1].file if candidates else job.resume_from
-    agreed: tuple[str, str | None] = broadcast_from_rank_zero((uuid.uuid4().hex, str(last) if last else None))
+    last = str(candidates[-1].file) if candidates else None
+    agreed: tuple[str, str | None] = broadcast_from_rank_zero((uuid.uuid4().hex, last))
     return agreed
 
 

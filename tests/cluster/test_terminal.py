@@ -1,6 +1,7 @@
 """The terminal is the user's: in real processes, with real descriptors, as a shell would start them."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -112,6 +113,14 @@ def test_the_log_can_move_to_its_place(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "")
     assert place.read_text() == "before\nafter\nC\n"
     assert list(tmp_path.iterdir()) == [place]
+
+
+def test_an_earlier_commands_log_stays_above_a_dated_line(tmp_path: Path) -> None:
+    """`resume=` must not take away why the run before it failed."""
+    place = tmp_path / "run.log"
+    place.write_text("before\n")
+    run(tmp_path, 'print("now")\nterminal.keep_log_in(Path(arguments[0]))\nprint("after")\nreturn 0', str(place))
+    assert re.fullmatch(r"before\n\n---- \d{4}-\d\d-\d\d [\d:]{8} ----\nnow\nafter\n", place.read_text())
 
 
 def test_a_reader_that_goes_away_ends_it_quietly(tmp_path: Path) -> None:

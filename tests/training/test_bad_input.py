@@ -83,6 +83,7 @@ TINY = ["ds=EXAMS", "model=tiny"]
         ([*TINY, "early_stopping=null"], "early_stopping: no such setting; did you mean callbacks.early_stopping?"),
         ([*TINY, "model.lr=fast"], "model.lr=fast"),
         ([*TINY, "model.lr=-1"], "model.lr=-1"),
+        ([*TINY, "trainer.gradient_clip=0"], "trainer.gradient_clip=0"),
         ([*TINY, "data.batch_size=0"], "data.batch_size=0"),
         ([*TINY, "trainer.max_epochs=2.5"], "trainer.max_epochs=2.5"),
         ([*TINY, "num_workers=0"], "num_workers=0: expected a whole number from 1 to 1024, auto, or a range"),

@@ -67,3 +67,12 @@ def test_the_confusion_matrix_grows_with_the_classes(
 
     with Image.open(tmp_path / "confusion_matrix.png") as picture:
         assert all(smallest_px <= side_px <= largest_px for side_px in picture.size)
+
+
+def test_a_class_may_have_any_name(tmp_path: Path) -> None:
+    """matplotlib takes what is between two dollars for mathematics, and refuses this."""
+    labels = ("$5_$", "a_b", "50%")
+
+    write_report(tmp_path, {}, PROBABILITIES, CODES, paths=["x"] * 5, labels=labels, tensorboard=None)
+
+    assert (tmp_path / "confusion_matrix.png").exists()

@@ -329,15 +329,13 @@ def test_a_worker_tells_what_it_does_and_for_how_long() -> None:
         if doing is None:
             over.set()
 
-    watch = _watch(tell=tell, hang_after_s=60, beat_s=0.05)
     none = cast(Any, None)
-    watch.on_fit_start(none, none)
-    watch.on_train_batch_start(none)
-    watch.on_before_backward()
-    watch.on_train_batch_end()
-    watch.on_train_batch_start(none)
-    assert twice.wait(10)
-    watch.on_exception()
+    with _watch(tell=tell, hang_after_s=60, beat_s=0.05) as watch:
+        watch.on_train_batch_start(none)
+        watch.on_before_backward()
+        watch.on_train_batch_end()
+        watch.on_train_batch_start(none)
+        assert twice.wait(10)
     assert over.wait(10)
 
     assert told[1][0] == (3, 1, 1)
@@ -348,15 +346,16 @@ _HANG = """
 import time
 from training.watch import Watch
 watch = Watch(epoch=lambda: 0, tell=lambda doing, since_s: None, hang_after_s=0.2, beat_s=0.1)
-watch.on_fit_start(None, None)
 def waits_for_ever():
     time.sleep(60)
-waits_for_ever()
+with watch:
+    for batch in watch.follow(["pictures"]):
+        waits_for_ever()
 """
 
 
 def test_a_worker_that_hangs_ends_itself_and_leaves_its_stacks() -> None:
-    """Alone it would hang for ever; among others it would hold them up."""
+    """Alone it would hang for ever; among others it would hold them up. Also after the last epoch."""
     done = subprocess.run(
         [sys.executable, "-c", _HANG],
         capture_output=True,
@@ -367,5 +366,5 @@ def test_a_worker_that_hangs_ends_itself_and_leaves_its_stacks() -> None:
     )
 
     assert done.returncode == 1
-    assert "No progress for 0 s while waiting for pictures" in done.stdout
+    assert "No progress for 0 s while computing" in done.stdout
     assert "waits_for_ever" in done.stderr

@@ -1,9 +1,17 @@
 """The rule that stops, and the rule that chooses."""
 
 import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from torch import nn
 
+from classifier.errors import ConfigError
+from training.epoch_report import EpochReport
+from training.module import ClassifierModule
+from training.settings import read_settings
 from training.stopping import NoImprovementStopper, best_of, score
 
 
@@ -24,6 +32,41 @@ def test_a_run_that_improves_slowly_goes_on() -> None:
 def test_three_results_without_improvement_stop_a_run() -> None:
     """An equal value is no improvement, and neither is NaN."""
     assert _stopped_after([0.5, 0.6, 0.6, math.nan, 0.59, 0.7]) == 5
+
+
+def test_a_network_that_gives_no_numbers_any_more_is_no_improvement() -> None:
+    """The first class is its answer to every picture, which may be right more often than before."""
+    stopper = NoImprovementStopper(monitor="val_acc", mode="max", patience=2, min_delta=0.0)
+
+    assert [stopper("run", {"val_acc": value, "val_loss": math.nan}) for value in (0.5, 0.6)] == [False, True]
+
+
+class _Diverged(ClassifierModule):
+    """A network whose weights are not numbers."""
+
+    def take_epoch_metrics(self) -> dict[str, float]:
+        return {"train_loss": math.nan, "val_loss": math.nan, "val_acc": 0.4}
+
+
+def test_a_run_that_never_gave_numbers_ends_with_what_to_do(tmp_path: Path) -> None:
+    """It would train on to no end, and its model would answer nothing."""
+    config = read_settings(["ds=X", "model=tiny"])
+    report = EpochReport(
+        config.callbacks,
+        report=lambda *_: None,
+        tell=lambda _: None,
+        keep=lambda *_, **__: None,
+        scratch=tmp_path,
+        history_file=tmp_path / "history.csv",
+        pictures=1,
+    )
+    trainer: Any = SimpleNamespace(optimizers=[SimpleNamespace(param_groups=[{"lr": 5}])], is_global_zero=False)
+    module = _Diverged(cast(Any, nn.Identity()), config, steps_per_epoch=1)
+
+    with pytest.raises(ConfigError, match=r"the loss is not a number after epoch 0; lower model\.lr"):
+        report.on_train_epoch_end(trainer, module)
+    report.load_state_dict({"history": [_row(0, 0.5, 0.5)], "stopper": None})
+    report.on_train_epoch_end(trainer, module)  # an earlier epoch is a model
 
 
 def test_an_improvement_starts_the_count_anew() -> None:
@@ -58,7 +101,7 @@ def _row(epoch: int, val_acc: float, val_loss: float) -> dict[str, float]:
         ([_row(0, 0.8, 0.1), _row(1, 0.9, 0.9)], 1),  # accuracy first
         ([_row(0, 0.9, 0.5), _row(1, 0.9, 0.4), _row(2, 0.9, 0.6)], 1),  # then the lower loss
         ([_row(0, 0.9, 0.5), _row(1, 0.9, 0.5)], 0),  # then the earlier epoch
-        ([_row(0, 0.5, 0.5), _row(1, math.nan, 0.1), _row(2, 0.4, math.nan)], 0),  # never one that is not a number
+        ([_row(0, 0.5, 0.5), _row(1, math.nan, 0.1), _row(2, 0.9, math.nan)], 0),  # never one that is not a number
     ],
 )
 def test_the_best_epoch_is_the_most_accurate_then_the_surest_then_the_first(
