@@ -57,7 +57,7 @@ def _network(seed: int) -> Network:
 def _job(folder: Path) -> Job:
     counts: dict[str, dict[str, int]] = {split: dict.fromkeys(LABELS, 2) for split in ("train", "val", "test")}
     return Job(
-        config={"model": {"model_name": "tiny"}, "seed": 1},
+        config={"model": {"model_name": "tiny", "config": None}, "seed": 1},
         spec={},
         labels=LABELS,
         codes={"test": CODES},
@@ -196,13 +196,29 @@ def test_a_run_that_does_not_stop_in_time_is_ended(monkeypatch: pytest.MonkeyPat
     assert done == ["asked", "ended"]
 
 
+def _feed() -> Feed:
+    return Feed(
+        FeedPlan(
+            Path(),
+            {"train": []},
+            _spec(),
+            1e3,
+            decode_cpus=1,
+            decode_tasks=1,
+            shards=None,
+            name="x",
+            max_bad_share=0.2,
+        )
+    )
+
+
 def test_what_is_ended_is_the_trial_and_then_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the other order the trial would start workers anew; and no new trial follows."""
     killed: list[object] = []
     monkeypatch.setattr("ray.kill", killed.append)
 
     async def story() -> tuple[dict[str, Any] | None, int]:
-        feed = Feed(FeedPlan(Path(), {"train": []}, _spec(), 1e3, decode_cpus=1, decode_tasks=1, shards=None, name="x"))
+        feed = _feed()
         await feed.take_trial("trial")
         for rank in range(2):
             await feed.join("first", rank, "here", f"worker {rank}")
@@ -219,7 +235,7 @@ def test_a_run_was_stopped_when_its_workers_were_told_to() -> None:
     """Ctrl-C after the last batch comes too late: the run is as whole as without it."""
 
     async def story() -> list[bool]:
-        feed = Feed(FeedPlan(Path(), {"train": []}, _spec(), 1e3, decode_cpus=1, decode_tasks=1, shards=None, name="x"))
+        feed = _feed()
         await feed.join("first", 0, "here", None)
         assert await feed.tick("first", 0, 3, 0, 2)
         await feed.stop()

@@ -30,7 +30,6 @@ def test_weights_that_were_random_are_not_called_fine_tuned(overrides: list[str]
         folder=tmp_path,
         run="run",
         attempt="attempt",
-        resume_from=None,
         threads=1,
         feed=None,
     )

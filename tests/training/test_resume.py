@@ -21,7 +21,7 @@ RULE: dict[str, Any] = {"monitor": "val_acc", "mode": "max", "save_top_k": 2}
 
 
 def _catalog(*labels: str, fingerprint: str) -> Catalog:
-    return Catalog("PETS", Path(), ROW.empty_table(), labels, fingerprint, seed=42, reused=False)
+    return Catalog("PETS", Path(), Path(), ROW.empty_table(), labels, fingerprint, seed=42, reused=False)
 
 
 def _epoch(folder: RunFolder, epoch: int, *, val_acc: float) -> None:
