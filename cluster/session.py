@@ -3,8 +3,9 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+import threading
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,16 +43,61 @@ _ENVIRONMENT = {
 }
 
 # On one machine that we started there is no one to take a node away, so nothing need watch for it.
-_LOCAL_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+_LOCAL_ENVIRONMENT = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # Ray's workers give way to every other process (15), Ray's own dozen first of all: each time one of them looks round,
+    # a network's threads wait for the one whose core it took.
+    "RAY_worker_niceness": "0",
+}
+# The dashboard is ten processes, which are never waited for.
+_DASHBOARD_NICENESS = 10
+# Work that is over before has no use for a dashboard, whose start takes a core for some seconds.
+DASHBOARD_AFTER_S = 20.0
 
 
-@dataclass(frozen=True)
 class Session:
     """A connection to Ray."""
 
-    capacity: "Capacity"
-    dashboard_url: str | None
-    started_here: bool
+    def __init__(self, capacity: "Capacity", *, dashboard_url: str | None, started_here: bool) -> None:
+        self.capacity, self.started_here = capacity, started_here
+        self._dashboard_url = dashboard_url
+        self._over = threading.Event()
+
+    def show_dashboard(self, tell: Callable[[str], None], *, after_s: float = 0.0) -> None:
+        """Say where Ray's dashboard is; of a Ray that was started here it is brought up first, beside what goes on.
+
+        Call it once, when what the user waits for is under way. Returns at once.
+
+        Args:
+            tell: is given a URL; not called when there is no dashboard.
+            after_s: how much later one is brought up.
+        """
+        if self.started_here:
+            start = threading.Thread(target=self._start_dashboard, args=(tell, after_s), name="dashboard", daemon=True)
+            start.start()
+        elif self._dashboard_url is not None:
+            tell(self._dashboard_url)
+
+    def close(self) -> None:
+        """Ray has been left."""
+        self._over.set()
+
+    def _start_dashboard(self, tell: Callable[[str], None], after_s: float) -> None:
+        from ray._private import worker
+
+        if self._over.wait(after_s):
+            return
+        try:
+            os.setpriority(
+                os.PRIO_PROCESS, threading.get_native_id(), _DASHBOARD_NICENESS
+            )  # what it starts inherits it
+            node = worker._global_node
+            node.start_monitor()
+            node.start_api_server(include_dashboard=True, raise_on_failure=True)
+            tell(f"http://{node.webui_url}")
+        except Exception:
+            traceback.print_exc()  # to the log: the work goes on without it, or is over
+        self._over.wait()  # Ray has Linux end the dashboard with the thread that started it
 
 
 @contextlib.contextmanager
@@ -78,7 +124,6 @@ def ray_session(*, address: str | None, admission_cpus: int | None) -> Iterator[
         options |= {
             "address": "local",
             "num_cpus": admission_cpus or physical_cores(),
-            "include_dashboard": True,
             "dashboard_host": "127.0.0.1",
         }
     else:
@@ -87,19 +132,47 @@ def ray_session(*, address: str | None, admission_cpus: int | None) -> Iterator[
         # So that our code is on every machine, in the version that was started here.
         options |= {"address": find_cluster(address), "runtime_env": {"env_vars": variables, "py_modules": _packages()}}
     try:
-        context = ray.init(**options)
+        with _without_dashboard():
+            context = ray.init(**options)
     except Exception as error:  # ConnectionError, ValueError, RuntimeError, AuthenticationError, ... by what is wrong
         where = f"the Ray cluster at {address} cannot be joined" if address else "Ray cannot be started on this machine"
         raise ClusterError(f"{where}: {' '.join(str(error).split())[:300]}") from error
+    dashboard, session = context.dashboard_url, None
     try:
-        dashboard = context.dashboard_url
-        yield Session(
-            capacity=_capacity(ray.nodes(), cores=physical_cores() if address is None else None),
+        session = Session(
+            _capacity(ray.nodes(), cores=physical_cores() if address is None else None),
             dashboard_url=f"http://{dashboard}" if dashboard else None,
             started_here=address is None,
         )
+        yield session
     finally:
         ray.shutdown()
+        if session is not None:
+            session.close()
+
+
+@contextlib.contextmanager
+def _without_dashboard() -> Iterator[None]:
+    """Keep `ray.init` from starting the dashboard and waiting for it, and the autoscaler that tells it of demand: seconds of
+    every start.
+
+    `include_dashboard=False` would start a part of it, and keep the rest from ever being started.
+    """
+    from ray._private.node import Node
+
+    later = {name: getattr(Node, name) for name in ("start_api_server", "start_monitor")}
+    for name in later:
+        setattr(Node, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name, start in later.items():
+            setattr(Node, name, start)
+
+
+def dashboard_line(url: str) -> str:
+    """What the user is told of the dashboard."""
+    return f"Ray dashboard: {url} (it asks for a token: ray get-auth-token)"
 
 
 def address_from_environment() -> str | None:

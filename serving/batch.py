@@ -226,7 +226,7 @@ def _consume_on_ray(
     config: BatchConfig, job: "Job", report: "Report", terminal: Terminal, *, address: str | None
 ) -> tuple[int, int]:
     terminal.say("Joining the Ray cluster." if address else "Starting Ray.")
-    from cluster.session import ray_session
+    from cluster.session import DASHBOARD_AFTER_S, dashboard_line, ray_session
     from cluster.sizing import physical_cores
     from serving.folder import outcomes_on_ray, start_tally, total_of
     from serving.sizing import admission_cpus, plan_folder
@@ -241,6 +241,7 @@ def _consume_on_ray(
         def total() -> tuple[int, int, bool]:
             return total_of(tally)
 
+        session.show_dashboard(lambda url: terminal.say(dashboard_line(url)), after_s=DASHBOARD_AFTER_S)
         _watch(outcomes_on_ray(job, plan, tally), total, report, terminal)
         return total()[:2]
 

@@ -43,8 +43,6 @@ _FAST = {
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     # Serve's controller looks round four times a second instead of ten: 0.03 cores, for ever.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",
-    # Ray's processes give way to every other program (15); who waits for an answer is no background work.
-    "RAY_worker_niceness": "0",
 }
 
 
@@ -184,8 +182,7 @@ def _serve(args: LaunchArgs, session: "Session", terminal: Terminal) -> None:
     terminal.say(f"  predict    curl --data-binary @a.jpg {where}/predict")
     terminal.say(f"  docs       {where}/docs")
     terminal.say(f"  new model  RAY_ADDRESS={ray.get_runtime_context().gcs_address} python -m serving.swap model=NEW")
-    if session.dashboard_url:
-        terminal.say(f"  dashboard  {session.dashboard_url} (it asks for a token: ray get-auth-token)")
+    session.show_dashboard(lambda url: terminal.say(f"  dashboard  {url} (it asks for a token: ray get-auth-token)"))
     terminal.say("Ctrl-C stops it.")
     stop = threading.Event()
     with on_interrupt(stop.set):

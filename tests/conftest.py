@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,10 +46,13 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def ray_once() -> Iterator[None]:
-    """One Ray for the whole session: starting it takes seconds."""
+    """One Ray for the whole session: starting it takes seconds. Its dashboard is there: it tells of tasks, too."""
     from cluster.session import ray_session
 
-    with ray_session(address=None, admission_cpus=6):
+    with ray_session(address=None, admission_cpus=6) as session:
+        is_up = threading.Event()
+        session.show_dashboard(lambda _: is_up.set())
+        assert is_up.wait(timeout=60)
         yield
 
 

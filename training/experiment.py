@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from classifier.errors import ClassifierError
-from cluster.sizing import TRIAL_CPUS, Plan
+from cluster.sizing import TRIAL_CPUS, Plan, physical_cores
 from training.config import TrainConfig
 from training.loop import Job
 from training.run_folder import RunFolder
@@ -21,6 +21,8 @@ _PAUSE_S = 2.0
 _LINE_CHARACTERS = 300
 # Failures of Ray's own controller (a placement that never comes, say); its default is to try again for ever.
 _CONTROLLER_FAILURES = 3
+# A start takes as many processes: a worker, the one that places it, Ray's own, and two that decode.
+_FEW_CORES = 4
 # With a range of workers, Ray counts the places in a book that it brings up to date every 20 s. Just after a machine is
 # lost it still counts that one's, waits for them, and gives up: it is made to do so soon, and then counts anew.
 _RANGE_PLACED_WITHIN_S = 25
@@ -122,14 +124,12 @@ def _next_job(job: Job, folder: RunFolder) -> Job:
 def _fit(experiment: Experiment, folder: RunFolder) -> BaseException | None:
     """One Tune experiment of one trial; returns what ended it early."""
     from ray import exceptions, tune
-    from ray.train.v2._internal.state.state_actor import get_or_create_state_actor
     from ray.tune.execution import class_cache
 
     # Every process has the variables of `cluster/session.py` already. Given again, as Tune does, they make an environment
     # of their own, and no process that Ray has started ahead fits into it.
     class_cache.DEFAULT_ENV_VARS.clear()
     class_cache.ENV_VARS_TO_PROPAGATE.clear()
-    get_or_create_state_actor()  # what the dashboard shows of the run; the trial would wait for its start
     trial = tune.with_resources(tune.with_parameters(_run_trial, experiment=experiment), {"CPU": TRIAL_CPUS})
     tuner = tune.Tuner(
         trial,
@@ -169,8 +169,8 @@ def _run_trial(_: dict[str, Any], *, experiment: Experiment) -> None:
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(limit_s)
     if plan.elastic:
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_RANGE_PLACED_WITHIN_S)
-    # not before: until the trial's process is up, there are not enough cores for both
-    job.feed.start.remote()
+    if physical_cores() > _FEW_CORES:  # else the first worker does, whose start it would hold up
+        job.feed.start.remote()
     job.feed.take_trial.remote(ray.get_runtime_context().current_actor)
     resources = {"CPU": plan.cpus_per_worker} | ({"GPU": 1} if plan.use_gpu else {})
     Trainer(

@@ -86,6 +86,7 @@ class Feed:
         self._attempt = ""
         self._workers: dict[int, Worker] = {}
         self._steps = 0
+        self._is_seen = asyncio.Event()
         self._stopping = self._has_stopped = False
         self._ceiling: tuple[int, int] | None = None
         self._events: list[dict[str, Any]] = []
@@ -95,7 +96,7 @@ class Feed:
         self._trial: Any = None
 
     async def start(self) -> None:
-        """Begin to decode, unless an earlier trial has seen to it."""
+        """Begin to decode, unless somebody has seen to it before."""
         if not self._has_begun:
             self._has_begun = True
             self._begin()
@@ -155,6 +156,16 @@ class Feed:
             return False
         self._workers[rank].place, self._steps = (epoch, step), steps
         return True
+
+    async def be_seen(self) -> None:
+        """There is a dashboard for somebody to look at."""
+        self._is_seen.set()
+
+    async def is_seen(self) -> bool:
+        """Whether there is a dashboard; waits for one, at most `_POLL_S`."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._is_seen.wait(), _POLL_S)
+        return self._is_seen.is_set()
 
     async def beat(self, attempt: str, rank: int, doing: tuple[int, int, int] | None, since_s: float) -> None:
         """A worker is alive: what it does (epoch, batch, phase; see `watch`), and for how many seconds already.

@@ -34,10 +34,25 @@ class EpochProgress:
         monitor: str,
         max_failures: int,
         slow_after_s: float,
+        on_start: Callable[[], None],
     ) -> None:
+        """Prepare to watch.
+
+        Args:
+            terminal: the user's.
+            feed: the actor.
+            workers: how many the plan has.
+            pictures: of the training split.
+            max_epochs: how long the run may be.
+            monitor: what is the best epoch's best.
+            max_failures: how many the run outlives.
+            slow_after_s: from when on what is waited for is named.
+            on_start: is called once, when the first step is under way.
+        """
         self._terminal, self._feed = terminal, feed
         self._pictures, self._max_epochs, self._monitor = pictures, max_epochs, monitor
         self._max_failures, self._slow_after_s = max_failures, slow_after_s
+        self._on_start = on_start
         self._workers = workers  # those of the plan, then those that train
         self._has_started = self._has_failed = False
         self._no_room_s: float | None = time.monotonic()  # since when workers are waited for
@@ -108,6 +123,8 @@ class EpochProgress:
                     if again
                     else f"Training on {workers}."
                 )
+                if not self._has_started:
+                    self._on_start()
                 self._workers, self._has_started = event["world_size"], True
                 self._no_room_s = self._named = None
                 self._test_pictures = 0

@@ -21,6 +21,7 @@ from cluster.terminal import EXIT_INTERRUPTED, EXIT_OK, Terminal, on_interrupt, 
 
 if TYPE_CHECKING:
     from classifier.preprocess import PreprocessSpec
+    from cluster.session import Session
     from cluster.sizing import Plan
     from training.catalog import Catalog
     from training.config import TrainConfig
@@ -66,7 +67,7 @@ def _command(arguments: list[str], terminal: Terminal) -> int:
 
 def _train(config: "TrainConfig", terminal: Terminal) -> int:
     from classifier.processor import load_preprocess
-    from cluster.session import address_from_environment, ray_session
+    from cluster.session import address_from_environment, dashboard_line, ray_session
     from cluster.sizing import admission_cpus, physical_cores, plan_training
     from training.listing import check_candidates, find_dataset, list_dataset
     from training.progress import show_dataset
@@ -90,8 +91,8 @@ def _train(config: "TrainConfig", terminal: Terminal) -> int:
     terminal.say(f"Joining the Ray cluster at {address} ..." if address else "Starting Ray on this machine ...")
     tokens = admission_cpus(physical_cores(), config.workers)
     with _resumed(config), ray_session(address=address, admission_cpus=tokens) as session:
-        if session.dashboard_url:
-            terminal.say(f"Ray dashboard: {session.dashboard_url} (it asks for a token: ray get-auth-token)")
+        if not session.started_here:
+            session.show_dashboard(lambda url: terminal.say(dashboard_line(url)))
         plan = plan_training(session.capacity, num_workers=config.workers, device=config.trainer.device)
         catalog = _prepare(config, root, entries, plan, terminal)
         show_dataset(terminal, catalog)
@@ -101,7 +102,7 @@ def _train(config: "TrainConfig", terminal: Terminal) -> int:
         # before there is a model folder: what cannot be kept leaves none
         store_bytes = session.capacity.smallest_store_bytes(use_gpu=plan.use_gpu)
         with pixel_cache(config, catalog, spec, object_store_bytes=store_bytes) as shards:
-            return _run(config, catalog, spec, plan, shards, terminal)
+            return _run(config, catalog, spec, plan, shards, session, terminal)
 
 
 @contextlib.contextmanager
@@ -150,18 +151,30 @@ def _run(
     spec: "PreprocessSpec",
     plan: "Plan",
     shards: dict[str, Path] | None,
+    session: "Session",
     terminal: Terminal,
 ) -> int:
+    from cluster.session import DASHBOARD_AFTER_S, dashboard_line
     from training.checkpoint import keep_checkpoints
     from training.experiment import plan_experiment
     from training.job import plan_job
     from training.progress import EpochProgress
+
+    def show_dashboard() -> None:
+        if session.started_here:
+            session.show_dashboard(tell_url, after_s=DASHBOARD_AFTER_S)
+
+    def tell_url(url: str) -> None:
+        job.feed.be_seen.remote()
+        terminal.say(dashboard_line(url))
 
     rule = config.callbacks.model_checkpoint
     with (
         _open_folder(config, catalog, terminal) as folder,
         plan_job(config, catalog, spec, plan, folder, shards) as job,
     ):
+        if not session.started_here:
+            job.feed.be_seen.remote()
         progress = EpochProgress(
             terminal,
             job.feed,
@@ -171,6 +184,7 @@ def _run(
             monitor=rule.monitor,
             max_failures=config.trainer.max_failures,
             slow_after_s=config.trainer.slow_after_s,
+            on_start=show_dashboard,
         )
         try:
             with progress:

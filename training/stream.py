@@ -32,6 +32,8 @@ _BLOCK_FILE_BYTES = 64 * 1024 * 1024
 # Ray Data looks ten times a second for tasks that have ended: with more of them than cores, a core has another one then.
 TASKS_A_CORE = 2
 _ANSWER_WITHIN_S = 60.0
+# Decoding takes the cores that are left: while a worker starts, or a step is computed, somebody waits for that.
+_NICENESS = 5
 PARTIAL = ".partial.npy"  # how the name of a shard ends that holds pictures that could not be read
 # What it is worth starting another decoding process for: about a second of work, as its imports are.
 _TASK_FILE_BYTES, _TASK_PICTURES = 16 * 1024 * 1024, 2_000
@@ -147,6 +149,8 @@ def read_block(block: Any) -> tuple[np.ndarray, np.ndarray]:
 def _decode_batch(
     batch: pa.Table, *, root: Root, spec: dict[str, Any], shards: str | None, book: tuple[Any, str] | None
 ) -> dict[str, Any]:
+    if os.getpriority(os.PRIO_PROCESS, 0) < _NICENESS:
+        os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
     preprocess = PreprocessSpec.model_validate(spec)
     paths = batch["path"].to_pylist()
     shard = Path(shards) / f"{batch['row'][0].as_py():09d}-{len(paths):05d}.npy" if shards else None

@@ -1,11 +1,15 @@
 """Ray Train's TorchTrainer with its controller in the trial's own process: one process less to start, and to lose."""
 
 import asyncio
+import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray import tune
+from ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator import ResourceRequestPriority
 from ray.train import Result, UserCallback
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal import constants
@@ -13,7 +17,19 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
-from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ScalingDecision
+from ray.train.v2._internal.execution.scaling_policy import (
+    ElasticScalingPolicy,
+    NoopDecision,
+    ScalingDecision,
+    scaling_policy,
+)
+from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import (
+    AUTOSCALING_REQUESTS_EXPIRE_TIME_S,
+    TrainAutoscalingCoordinatorClient,
+    build_train_resource_request,
+)
+from ray.train.v2._internal.state import state_manager
+from ray.train.v2._internal.state.state_actor import get_or_create_state_actor
 
 from training.failures import CodeFailed
 
@@ -41,6 +57,9 @@ class Trainer(TorchTrainer):
         constants.ENV_VARS_TO_PROPAGATE.clear()
         if isinstance(options["scaling_policy"], ElasticScalingPolicy):
             options["scaling_policy"] = PatientPolicy(self.scaling_config, self._feed, room_within_s=_ROOM_WITHIN_S)
+        late = LateStateActor(self._feed)
+        state_manager.get_or_create_state_actor = lambda: late
+        scaling_policy.TrainAutoscalingCoordinatorClient = UnwaitedCoordinatorClient
         controller = TrainController(**options)
         asyncio.run(controller.run())
         return controller.get_result()
@@ -74,6 +93,65 @@ class PatientPolicy(ElasticScalingPolicy):
             ray.get(self._feed.blame.remote({"line": line, "traceback": line, "users": True}), timeout=_ANSWER_WITHIN_S)
             raise CodeFailed(line)
         return decision
+
+
+class LateStateActor:
+    """Takes what the dashboard's Train tab is to show, and starts the actor behind it when there is a dashboard.
+
+    The actor is a process: it would have a core for some seconds while the workers need them all.
+    """
+
+    def __init__(self, feed: Any) -> None:
+        self._feed = feed
+        self._lock = threading.Lock()
+        self._actor: Any = None
+        self._kept: dict[tuple[str, str], Any] = {}  # what it is told last, of each run and attempt
+        self.create_or_update_train_run = _Method(lambda run: self._tell("create_or_update_train_run", run.id, run))
+        self.create_or_update_train_run_attempt = _Method(
+            lambda attempt: self._tell("create_or_update_train_run_attempt", attempt.attempt_id, attempt)
+        )
+        threading.Thread(target=self._open, name="state", daemon=True).start()
+
+    def _open(self) -> None:
+        try:
+            while not ray.get(self._feed.is_seen.remote(), timeout=_ANSWER_WITHIN_S):
+                pass
+        except ray.exceptions.RayError:  # the run is over
+            return
+        with self._lock:
+            self._actor = get_or_create_state_actor()
+            for (method, _), state in self._kept.items():
+                getattr(self._actor, method).remote(state)
+
+    def _tell(self, method: str, of: str, state: Any) -> Any:
+        with self._lock:
+            if self._actor is not None:
+                return getattr(self._actor, method).remote(state)
+            self._kept[method, of] = state
+            return ray.put(None)  # some of them are waited for
+
+
+class UnwaitedCoordinatorClient(TrainAutoscalingCoordinatorClient):
+    """Registers what the workers take with Ray's coordinator, an actor, and does not wait until it has been started."""
+
+    def send_resource_request(self, scaling_config: Any, num_workers: int) -> None:
+        """As the one that it replaces; what goes wrong is no reason to end a run there either."""
+        resources, label_selectors = build_train_resource_request(scaling_config, num_workers)
+        self._autoscaling_coordinator.request_resources.remote(
+            requester_id=self._requester_id,
+            resources=resources,
+            label_selectors=label_selectors,
+            expire_after_s=AUTOSCALING_REQUESTS_EXPIRE_TIME_S,
+            priority=ResourceRequestPriority.HIGH,
+        )
+        self._latest_autoscaling_request_time = time.monotonic()
+
+
+@dataclass(frozen=True)
+class _Method:
+    """What is called as an actor's method is."""
+
+    remote: Callable[[Any], Any]
 
 
 class ReportToTune(UserCallback):

@@ -100,6 +100,7 @@ def _join(job: Job, attempt: str) -> None:
     Raises:
         OutputError: the model folder cannot be seen from this machine.
     """
+    job.feed.start.remote()  # not before on few cores, see `experiment`
     host, address = socket.gethostname(), ray.util.get_node_ip_address()
     runtime = ray.get_runtime_context()
     joined = job.feed.join.remote(

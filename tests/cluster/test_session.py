@@ -35,8 +35,10 @@ try:
         variable = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
         seen = ray.get(ray.remote(num_cpus=0.1)(lambda: os.environ.get(variable)).remote())
         nodes = [node.cpus for node in session.capacity.nodes]
+        told = []
+        session.show_dashboard(told.append)
         print(json.dumps({"cpus": session.capacity.cpus, "nodes": nodes, "seen": seen, "here": session.started_here,
-                          "dashboard": session.dashboard_url}))
+                          "dashboard": told[0]}))
 except ClusterError as error:
     print(json.dumps({"error": str(error)}))
 """
@@ -227,12 +229,14 @@ def test_auto_after_a_crash_does_not_wait_for_the_dead(tmp_path: Path) -> None:
 
 
 _STAY = """
-import sys
+import psutil, sys
 from cluster.session import ray_session
 with ray_session(address=None, admission_cpus=3) as session:
     import ray
     ray.get(ray.remote(num_cpus=0.1)(lambda: None).remote())
-    print(session.started_here, session.capacity.cpus, session.dashboard_url, flush=True)
+    for process in psutil.Process().children(recursive=True):
+        assert "dashboard.py" not in " ".join(process.cmdline()), "the work would wait for it"
+    session.show_dashboard(lambda url: print(session.started_here, session.capacity.cpus, url, flush=True))
     sys.stdin.read()
     raise RuntimeError("something else went wrong")
 """

@@ -201,7 +201,11 @@ class _Said:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.starts = 0
         self.say, self.console, self.is_interactive = self.lines.append, Console(quiet=True), False
+
+    def start(self) -> None:
+        self.starts += 1
 
 
 def _epoch(number: int) -> dict[str, Any]:
@@ -219,6 +223,7 @@ def _progress(said: _Said, *, slow_after_s: float = 60) -> EpochProgress:
         monitor="val_acc",
         max_failures=2,
         slow_after_s=slow_after_s,
+        on_start=said.start,
     )
 
 
@@ -264,6 +269,7 @@ def test_an_epoch_whose_worker_died_before_it_could_tell_is_told_of_by_the_next(
         "Epoch   5",
         "Training goes on with epoch 6 on 1 worker.",
     ]
+    assert said.starts == 1
 
 
 def test_a_write_that_succeeds_in_time_is_told_of_once() -> None:

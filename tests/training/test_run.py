@@ -177,7 +177,10 @@ def test_the_number_of_workers_does_not_change_the_result(project: Project) -> N
     [
         (["trainer=gpu"], "trainer=gpu, but the cluster has 0 GPUs; set trainer=cpu or trainer=auto"),
         (["num_workers=1000"], "num_workers=1000 does not fit"),
-        (["data.cache=disk", "data.disk_limit_gb=0.0001", "model.size_px=24"], "decoded pixels need 0.0 GiB: more than"),
+        (
+            ["data.cache=disk", "data.disk_limit_gb=0.0001", "model.size_px=24"],
+            "decoded pixels need 0.0 GiB: more than",
+        ),
     ],
 )
 def test_what_the_cluster_can_never_hold_is_refused_with_the_numbers(
