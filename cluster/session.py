@@ -88,9 +88,8 @@ class Session:
         if self._over.wait(after_s):
             return
         try:
-            os.setpriority(
-                os.PRIO_PROCESS, threading.get_native_id(), _DASHBOARD_NICENESS
-            )  # what it starts inherits it
+            with contextlib.suppress(OSError):  # of a thread, whose processes inherit it: only Linux knows that
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _DASHBOARD_NICENESS)
             node = worker._global_node
             node.start_monitor()
             node.start_api_server(include_dashboard=True, raise_on_failure=True)

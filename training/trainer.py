@@ -1,6 +1,7 @@
 """Ray Train's TorchTrainer with its controller in the trial's own process: one process less to start, and to lose."""
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -137,13 +138,14 @@ class UnwaitedCoordinatorClient(TrainAutoscalingCoordinatorClient):
     def send_resource_request(self, scaling_config: Any, num_workers: int) -> None:
         """As the one that it replaces; what goes wrong is no reason to end a run there either."""
         resources, label_selectors = build_train_resource_request(scaling_config, num_workers)
-        self._autoscaling_coordinator.request_resources.remote(
-            requester_id=self._requester_id,
-            resources=resources,
-            label_selectors=label_selectors,
-            expire_after_s=AUTOSCALING_REQUESTS_EXPIRE_TIME_S,
-            priority=ResourceRequestPriority.HIGH,
-        )
+        with contextlib.suppress(ray.exceptions.RayError):
+            self._autoscaling_coordinator.request_resources.remote(
+                requester_id=self._requester_id,
+                resources=resources,
+                label_selectors=label_selectors,
+                expire_after_s=AUTOSCALING_REQUESTS_EXPIRE_TIME_S,
+                priority=ResourceRequestPriority.HIGH,
+            )
         self._latest_autoscaling_request_time = time.monotonic()
 
 
