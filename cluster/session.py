@@ -5,11 +5,12 @@ import json
 import os
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from classifier.errors import ClusterError, OutputError
+from cluster import forkserver, worker_process
 from cluster.address import find_cluster, use_token
 
 if TYPE_CHECKING:
@@ -100,6 +101,28 @@ class Session:
 
 
 @contextlib.contextmanager
+def started_ahead(modules: Sequence[str], *, address: str | None) -> Iterator[None]:
+    """Have the workers of a Ray that `ray_session` starts later import `modules` only once, and beside what comes before.
+
+    Args:
+        modules: by their names; what importing them does must be of use in every worker.
+        address: the same as `ray_session` gets; nothing is started for a cluster that runs already.
+    """
+    if address is not None:
+        yield
+        return
+    _set_environment(address)
+    with forkserver.fork_server(modules):
+        yield
+
+
+def _set_environment(address: str | None) -> None:
+    for key, value in (_ENVIRONMENT if address else _ENVIRONMENT | _LOCAL_ENVIRONMENT).items():
+        os.environ.setdefault(key, value)
+    use_token()
+
+
+@contextlib.contextmanager
 def ray_session(*, address: str | None, admission_cpus: int | None) -> Iterator[Session]:
     """Join the cluster at `address`, or start one on this machine and stop it at the end.
 
@@ -111,9 +134,7 @@ def ray_session(*, address: str | None, admission_cpus: int | None) -> Iterator[
     Raises:
         ClusterError: the cluster cannot be reached, or Ray cannot be started.
     """
-    for key, value in (_ENVIRONMENT if address else _ENVIRONMENT | _LOCAL_ENVIRONMENT).items():
-        os.environ.setdefault(key, value)
-    use_token()
+    _set_environment(address)
     import ray
 
     from cluster.sizing import physical_cores
@@ -131,7 +152,7 @@ def ray_session(*, address: str | None, admission_cpus: int | None) -> Iterator[
         # So that our code is on every machine, in the version that was started here.
         options |= {"address": find_cluster(address), "runtime_env": {"env_vars": variables, "py_modules": _packages()}}
     try:
-        with _without_dashboard():
+        with _quick_start():
             context = ray.init(**options)
     except Exception as error:  # ConnectionError, ValueError, RuntimeError, AuthenticationError, ... by what is wrong
         where = f"the Ray cluster at {address} cannot be joined" if address else "Ray cannot be started on this machine"
@@ -151,22 +172,28 @@ def ray_session(*, address: str | None, admission_cpus: int | None) -> Iterator[
 
 
 @contextlib.contextmanager
-def _without_dashboard() -> Iterator[None]:
-    """Keep `ray.init` from starting the dashboard and waiting for it, and the autoscaler that tells it of demand: seconds of
-    every start.
+def _quick_start() -> Iterator[None]:
+    """Have `ray.init` start workers as copies where there is a fork server, and neither the dashboard, which it would wait
+    for, nor the autoscaler that tells it of demand.
 
     `include_dashboard=False` would start a part of it, and keep the rest from ever being started.
     """
     from ray._private.node import Node
 
-    later = {name: getattr(Node, name) for name in ("start_api_server", "start_monitor")}
-    for name in later:
-        setattr(Node, name, lambda *_, **__: None)
+    own = {name: getattr(Node, name) for name in ("start_api_server", "start_monitor", "start_raylet")}
+
+    def start_raylet(node: Any, *arguments: Any, **options: Any) -> None:
+        if forkserver.is_there():
+            node._ray_params.worker_path = worker_process.__file__
+        own["start_raylet"](node, *arguments, **options)
+
+    Node.start_api_server = Node.start_monitor = lambda *_, **__: None
+    Node.start_raylet = start_raylet
     try:
         yield
     finally:
-        for name, start in later.items():
-            setattr(Node, name, start)
+        for name, method in own.items():
+            setattr(Node, name, method)
 
 
 def dashboard_line(url: str) -> str:

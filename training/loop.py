@@ -52,7 +52,7 @@ def train_loop(job: Job, *, attempt: str, start: str | None) -> None:
     keep_freed_memory()
     import torch
 
-    with _without_scipy_signal():
+    with without_scipy_signal():
         import lightning.pytorch as lightning
     import ray
     from ray import train
@@ -163,7 +163,7 @@ def train_loop(job: Job, *, attempt: str, start: str | None) -> None:
 
 
 @contextlib.contextmanager
-def _without_scipy_signal() -> Iterator[None]:
+def without_scipy_signal() -> Iterator[None]:
     """torchmetrics, which Lightning imports, imports scipy.signal to give a window an old name: a second of every start.
 
     It finds a stand-in that has the name already.

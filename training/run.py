@@ -60,9 +60,12 @@ def _command(arguments: list[str], terminal: Terminal) -> int:
     if any(argument in ("-h", "--help") for argument in arguments):
         return _show_help(terminal)
     terminal.say("Reading the settings ...")
-    from training.settings import read_settings
+    from cluster.session import address_from_environment, started_ahead
 
-    return _train(read_settings(arguments), terminal)
+    with started_ahead(["training.ahead"], address=address_from_environment()):
+        from training.settings import read_settings
+
+        return _train(read_settings(arguments), terminal)
 
 
 def _train(config: "TrainConfig", terminal: Terminal) -> int:

@@ -1,0 +1,234 @@
+"""One process imports what Ray's workers need, and each of them is a copy of it.
+
+Ray starts a Python for every actor and for every task that runs beside others, and each imports Ray Data or PyTorch or
+Lightning anew: most of what a short run does. On a Ray of one's own the raylet starts `worker_process.py` instead, which
+asks here for a copy; where none is to be had, it becomes the worker that Ray would have started.
+"""
+
+import contextlib
+import gc
+import importlib
+import importlib.util
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.worker_process import COPIED, SCRIPT, SOCKET
+
+# What may differ from worker to worker: it is read when it is wanted. Anything else may have been read already, by what was
+# imported here, so that a worker with another value is started anew.
+_OWN_VARIABLES = frozenset({"RAY_RAYLET_PID", "RAY_JOB_ID", "RAY_LD_PRELOAD_ON_WORKERS", "SPT_NOENV"})
+_SENT_WITHIN_S = 5.0
+_END_WITHIN_S = 5.0
+_WAITING = 128
+_CHUNK_BYTES = 2**16
+
+
+@contextlib.contextmanager
+def fork_server(modules: Sequence[str]) -> Iterator[None]:
+    """While it lasts, the workers of a Ray that is started here are copies of a process that has imported `modules`.
+
+    Returns at once: the imports go on beside what the caller does. The environment must be as Ray's will be. Nothing happens
+    where a copy is not safe: elsewhere than on Linux, and beside a GPU, whose driver a copy cannot use when one of the
+    imports has woken it.
+    """
+    ray = importlib.util.find_spec("ray")
+    if sys.platform != "linux" or ray is None or ray.origin is None or _has_gpu():
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="classifier-") as folder, socket.socket(socket.AF_UNIX) as listener:
+        address = str(Path(folder) / "workers")  # nobody else can open the folder
+        listener.bind(address)
+        listener.listen(_WAITING)
+        os.environ[SOCKET] = address
+        os.environ[SCRIPT] = str(Path(ray.origin).parent / "_private" / "workers" / "default_worker.py")
+        server = subprocess.Popen(
+            [sys.executable, "-m", "cluster.forkserver", str(listener.fileno()), *modules],
+            stdin=subprocess.PIPE,  # its end is the end of this process, however that comes
+            pass_fds=[listener.fileno()],
+            start_new_session=True,  # Ctrl-C is for the command
+        )
+        listener.close()
+        try:
+            yield
+        finally:
+            del os.environ[SOCKET], os.environ[SCRIPT]
+            assert server.stdin
+            server.stdin.close()
+            try:
+                server.wait(_END_WITHIN_S)
+            except subprocess.TimeoutExpired:  # in the middle of an import
+                server.kill()
+                server.wait()
+
+
+def is_there() -> bool:
+    """Whether a Ray that is started now finds a fork server."""
+    return SOCKET in os.environ
+
+
+def _has_gpu() -> bool:
+    return any(Path(file).exists() for file in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd"))
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """What Ray started, and what it inherited."""
+
+    arguments: list[str]
+    environment: dict[str, str]
+    folder: str
+    blocked_signals: list[int]
+    niceness: int
+    descriptors: tuple[int, ...]
+    connection: socket.socket  # open as long as the worker is
+
+    @classmethod
+    def receive(cls, connection: socket.socket) -> "_Worker":
+        """Raises OSError or ValueError when it has ended meanwhile."""
+        connection.settimeout(_SENT_WITHIN_S)
+        _, descriptors, _, _ = socket.recv_fds(connection, 1, 3)
+        try:
+            text = b"".join(iter(lambda: connection.recv(_CHUNK_BYTES), b""))
+            return cls(**json.loads(text), descriptors=tuple(descriptors), connection=connection)
+        except (OSError, ValueError):
+            _close(descriptors)
+            raise
+
+    def close(self) -> None:
+        """It is another process's."""
+        _close(self.descriptors)
+        self.connection.close()
+
+    def run(self) -> None:
+        """Be it: returns when it is over."""
+        self.connection.sendall(COPIED)
+        self.connection.settimeout(None)
+        os.setpgid(0, 0)  # as Ray's workers are
+        os.setpriority(os.PRIO_PROCESS, 0, self.niceness)
+        os.environ.clear()
+        os.environ.update(self.environment)
+        os.chdir(self.folder)
+        for number, descriptor in enumerate(self.descriptors):
+            os.dup2(descriptor, number)
+        _close(self.descriptors)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self.blocked_signals)
+        _reseed()
+        script = os.environ[SCRIPT]
+        sys.argv = [script, *self.arguments]
+        sys.path.insert(0, str(Path(script).parent))
+        runpy.run_path(script, run_name="__main__")
+
+
+def _close(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def _reseed() -> None:
+    """Else every copy would draw the same numbers; Python's own generator sees to that itself."""
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()
+
+
+def _next_worker(listener: socket.socket) -> _Worker | None:
+    """Copy this process for every worker that asks: returns the worker in its copy, None in the server when it is to end."""
+    environment = _comparable(os.environ)
+    _import(sys.argv[2:])
+    if _draw_alike():
+        return None
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a copy
+    while True:
+        ready, _, _ = select.select([listener, sys.stdin], [], [])
+        if sys.stdin in ready:  # it is closed: nothing is ever sent
+            return None
+        connection, _ = listener.accept()
+        try:
+            worker = _Worker.receive(connection)
+        except (OSError, ValueError):
+            connection.close()
+            continue
+        if _comparable(worker.environment) == environment and os.fork() == 0:
+            listener.close()
+            return worker
+        print("DIFF", {k:(worker.environment.get(k), environment.get(k)) for k in set(worker.environment)|set(environment) if worker.environment.get(k)!=environment.get(k)}, file=open("/tmp/w/diff.txt","a"))
+        worker.close()
+
+
+def _comparable(environment: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in environment.items() if key not in _OWN_VARIABLES}
+
+
+def _import(modules: Sequence[str]) -> None:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a copy has only the thread that made it
+    # Ray reads these once, when it is imported. A worker that was started for no job in particular takes any, and one whose
+    # raylet is gone ends itself: here the raylet is gone when the command is.
+    os.environ |= {"RAY_JOB_ID": "f" * 8, "RAY_RAYLET_PID": str(os.getppid())}
+    with _ids_from_elsewhere():
+        for module in modules:
+            try:
+                importlib.import_module(module)
+            except Exception:
+                traceback.print_exc()  # the worker that needs it says so where the user sees it
+    gc.collect()
+    gc.freeze()  # else the first collection in a copy would write to every page, and so make it its own
+
+
+@contextlib.contextmanager
+def _ids_from_elsewhere() -> Iterator[None]:
+    """Every actor class gets an id when it is defined, from the generator that tasks' ids come from too.
+
+    That one takes its seed when it is first used: in a copy, if it was not used before.
+    """
+    import ray.actor
+
+    class Own:
+        @staticmethod
+        def from_random() -> Any:
+            return real(os.urandom(real.size()))
+
+    real = ray.actor.ActorClassID
+    ray.actor.ActorClassID = Own
+    try:
+        yield
+    finally:
+        ray.actor.ActorClassID = real
+
+
+def _draw_alike() -> bool:
+    """Whether copies would give their tasks the same ids: then there must be none."""
+    from ray._raylet import UniqueID  # type: ignore[attr-defined]
+
+    drawn = []
+    for _ in range(2):
+        reader, writer = os.pipe()
+        copy = os.fork()
+        if copy == 0:
+            os.write(writer, UniqueID.from_random().binary())
+            os._exit(0)
+        os.waitpid(copy, 0)
+        drawn.append(os.read(reader, _CHUNK_BYTES))
+        _close([reader, writer])
+    return drawn[0] == drawn[1]
+
+
+def _main() -> None:
+    worker = _next_worker(socket.socket(fileno=int(sys.argv[1])))
+    if worker is not None:
+        worker.run()
+
+
+if __name__ == "__main__":
+    _main()
