@@ -1,6 +1,7 @@
 """Where a Ray cluster is, and whether it lets us in: asked before joining, because Ray itself retries for 20 s."""
 
 import os
+import sys
 from pathlib import Path
 
 from classifier.errors import ClusterError
@@ -28,9 +29,10 @@ def use_token() -> None:
             raise ClusterError(f"RAY_AUTH_TOKEN_PATH={file}: the file is empty; it must hold the cluster's token")
     if "RAY_AUTH_MODE" not in os.environ and _token_source() is not None:
         os.environ["RAY_AUTH_MODE"] = "token"
-        from ray._raylet import Config  # type: ignore[attr-defined]
+        if "ray" in sys.modules:  # it read its settings when it was imported
+            from ray._raylet import Config  # type: ignore[attr-defined]
 
-        Config.initialize("")  # Ray read its settings when it was imported
+            Config.initialize("")
 
 
 def _token_source() -> str | None:

@@ -1,16 +1,15 @@
-"""What the processes of a run import; importing this imports it once for all of them."""
+"""What the processes of a run import: importing this imports it once for all of them."""
+
+from training.loop import without_scipy_signal
+
+with without_scipy_signal():
+    import lightning.pytorch  # noqa: F401
 
 import ray.data
 import ray.train.lightning
 import ray.train.torch
 import ray.tune
-import torch
-import transformers
-
-from training.loop import without_scipy_signal
-
-with without_scipy_signal():
-    import lightning.pytorch
+import transformers.modeling_utils  # noqa: F401
 
 import classifier.network
 import training.batches
@@ -20,5 +19,6 @@ import training.experiment
 import training.feed
 import training.finish
 import training.module
+import training.stream
 import training.trainer
-import training.worker
+import training.worker  # noqa: F401
