@@ -70,7 +70,7 @@ class Predictor:
             raise ConfigError("backend=onnx runs on CPUs only; set device=cpu, or backend=torch")
         on_gpu = device == "gpu" or (device == "auto" and backend != "onnx" and gpu_is_here())
         manifest = read_manifest(folder)
-        if backend == "onnx" or (backend == "auto" and not on_gpu and _prefers_onnx(manifest)):
+        if backend == "onnx" or (backend == "auto" and not on_gpu and prefers_onnx(manifest)):
             return cls(manifest, _onnx_backend(folder, manifest, threads))
         from classifier.torch_backend import TorchBackend
 
@@ -122,8 +122,8 @@ def top(probabilities: np.ndarray, *, labels: Sequence[str], k: int = 3) -> list
     return [Prediction(labels[code], int(code), float(probabilities[code])) for code in codes]
 
 
-def _prefers_onnx(manifest: Manifest) -> bool:
-    """By the measurement of the CPU that wrote the folder: convolutions gain 4 to 8 times, attention nothing."""
+def prefers_onnx(manifest: Manifest) -> bool:
+    """Whether a CPU answers with ONNX Runtime. By the measurement of the CPU that wrote the folder: convolutions gain 4 to 8 times, attention nothing."""
     report = manifest.onnx
     return report is not None and report.kept and (report.speedup or 0.0) >= _ONNX_FROM_SPEEDUP
 

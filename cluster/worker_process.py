@@ -11,8 +11,8 @@ import sys
 
 SOCKET, SCRIPT = "CLASSIFIER_WORKER_SOCKET", "CLASSIFIER_WORKER_SCRIPT"  # environment variables
 COPIED = b"+"
-# The server may still import; a worker that is started without it would do the same itself.
-_COPIED_WITHIN_S = 60.0
+# The server may still import. Ray gives a worker up that has not called within 60 s.
+_COPIED_WITHIN_S = 20.0
 
 
 def main() -> None:

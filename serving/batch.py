@@ -120,7 +120,7 @@ def _predict_folder(config: BatchConfig, md: str, terminal: Terminal, *, began: 
             terminal.keep_log_in(Path(target.uri(f"{BOOKS}/log.txt")))
         job = _job(config, model, manifest, source, target, writes_json="json" in formats)
         report = Report(began)
-        listed, others = _consume(config, job, report, terminal)
+        listed, others = _consume(config, job, manifest, report, terminal)
         report.check(listed)
         entries = ledger.merge(target, run=job.writer.run)
         places = [target.uri("")] if "json" in formats else []
@@ -207,7 +207,9 @@ def _job(
     )
 
 
-def _consume(config: BatchConfig, job: "Job", report: "Report", terminal: Terminal) -> tuple[int, int]:
+def _consume(
+    config: BatchConfig, job: "Job", manifest: "Manifest", report: "Report", terminal: Terminal
+) -> tuple[int, int]:
     """Do the job here or on Ray; returns the pictures and the other files that were listed."""
     from cluster.session import address_from_environment
     from serving.folder import Tally, outcomes_here
@@ -219,13 +221,17 @@ def _consume(config: BatchConfig, job: "Job", report: "Report", terminal: Termin
         tally = Tally()
         _watch(outcomes_here(job, tally), tally.total, report, terminal)
         return tally.total()[:2]
-    return _consume_on_ray(config, job, report, terminal, address=address)
+    from cluster.session import started_ahead
+    from serving.ahead import modules
+
+    terminal.say("Joining the Ray cluster." if address else "Starting Ray.")
+    with started_ahead([*modules(manifest, device=config.device), "ray.data", "serving.folder"], address=address):
+        return _consume_on_ray(config, job, report, terminal, address=address)
 
 
 def _consume_on_ray(
     config: BatchConfig, job: "Job", report: "Report", terminal: Terminal, *, address: str | None
 ) -> tuple[int, int]:
-    terminal.say("Joining the Ray cluster." if address else "Starting Ray.")
     from cluster.session import DASHBOARD_AFTER_S, dashboard_line, ray_session
     from cluster.sizing import physical_cores
     from serving.folder import outcomes_on_ray, start_tally, total_of

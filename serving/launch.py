@@ -18,9 +18,10 @@ from pydantic import Field, model_validator
 from classifier.errors import ClusterError, ConfigError
 from classifier.predict import gpu_is_here
 from cluster.configuration import Section, validate
-from cluster.session import address_from_environment, ray_session
+from cluster.session import address_from_environment, ray_session, started_ahead
 from cluster.sizing import physical_cores
 from cluster.terminal import EXIT_OK, Terminal, on_interrupt, run_command
+from serving.ahead import modules
 from serving.options import DeployArgs
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from cluster.session import Session
 
 _NAME = "default"  # of the application
+# What Serve's own processes and the replicas import.
+_SERVE = ["ray.serve._private.controller", "ray.serve._private.replica", "serving.replica", "serving.ingress"]
 _WRAPPER = Path(__file__).resolve().parent / "haproxy.sh"
 
 # What Ray and Serve read when their processes start, by what it costs two cores that answer 300 requests/s.
@@ -82,19 +85,28 @@ def main(arguments: list[str], terminal: Terminal) -> int:
     _check_can_listen(args)
     set_environment(os.environ)
     terminal.say(f"Loading {args.model} ...")
-    from serving import app
+    address = address_from_environment()
+    with started_ahead([*_modules(args), *_SERVE], address=address):
+        from serving import app
 
-    application = app.build(_deploy_args(args), key_digest=key_digest)
-    with ray_session(address=address_from_environment(), admission_cpus=_admission_cpus(args)) as session:
-        is_anothers = _is_there()
-        try:
-            _bring_up(application, args, terminal)
-            is_anothers = False  # it has taken its place
-            _serve(args, session, terminal)
-        finally:
-            if not (is_anothers or session.started_here):
-                _take_away()
+        application = app.build(_deploy_args(args), key_digest=key_digest)
+        with ray_session(address=address, admission_cpus=_admission_cpus(args)) as session:
+            is_anothers = _is_there()
+            try:
+                _bring_up(application, args, terminal)
+                is_anothers = False  # it has taken its place
+                _serve(args, session, terminal)
+            finally:
+                if not (is_anothers or session.started_here):
+                    _take_away()
     return EXIT_OK
+
+
+def _modules(args: LaunchArgs) -> list[str]:
+    from classifier.model_folder import find_model, read_manifest
+
+    folder = find_model(args.model, models_dir=args.models_dir.expanduser())
+    return modules(read_manifest(folder), device=args.device, backend=args.backend)
 
 
 def read_pairs(arguments: list[str]) -> dict[str, str]:
