@@ -28,9 +28,8 @@ from cluster.worker_process import COPIED, SCRIPT, SOCKET
 
 # What may differ from worker to worker: it is read when it is wanted. Anything else may have been read already, by what was
 # imported here, so that a worker with another value is started anew.
-_OWN_VARIABLES = frozenset({"RAY_RAYLET_PID", "RAY_JOB_ID", "RAY_LD_PRELOAD_ON_WORKERS", "RAY_CLIENT_MODE", "SPT_NOENV"})
+_OWN_VARIABLES = frozenset({"RAY_RAYLET_PID", "RAY_JOB_ID", "RAY_LD_PRELOAD_ON_WORKERS", "SPT_NOENV"})
 _SENT_WITHIN_S = 5.0
-_END_WITHIN_S = 5.0
 _WAITING = 128
 _CHUNK_BYTES = 2**16
 
@@ -41,19 +40,19 @@ def fork_server(modules: Sequence[str]) -> Iterator[None]:
 
     Returns at once: the imports go on beside what the caller does. The environment must be as Ray's will be. Nothing happens
     where a copy is not safe: elsewhere than on Linux, and beside a GPU, whose driver a copy cannot use when one of the
-    imports has woken it.
+    imports has woken it. Nor where CLASSIFIER_FORK_SERVER=0 is in the environment.
     """
     ray = importlib.util.find_spec("ray")
-    if sys.platform != "linux" or ray is None or ray.origin is None or _has_gpu():
+    if not _is_safe() or ray is None or ray.origin is None:
         yield
         return
-    with tempfile.TemporaryDirectory(prefix="classifier-") as folder, socket.socket(socket.AF_UNIX) as listener:
-        address = str(Path(folder) / "workers")  # nobody else can open the folder
+    with socket.socket(socket.AF_UNIX) as listener:
+        address = str(Path(tempfile.mkdtemp(prefix="classifier-")) / "workers")  # a folder that nobody else can open
         listener.bind(address)
         listener.listen(_WAITING)
         os.environ[SOCKET] = address
         os.environ[SCRIPT] = str(Path(ray.origin).parent / "_private" / "workers" / "default_worker.py")
-        server = subprocess.Popen(
+        server = subprocess.Popen(  # noqa: S603
             [sys.executable, "-m", "cluster.forkserver", str(listener.fileno()), *modules],
             stdin=subprocess.PIPE,  # its end is the end of this process, however that comes
             pass_fds=[listener.fileno()],
@@ -64,18 +63,24 @@ def fork_server(modules: Sequence[str]) -> Iterator[None]:
             yield
         finally:
             del os.environ[SOCKET], os.environ[SCRIPT]
-            assert server.stdin
-            server.stdin.close()
-            try:
-                server.wait(_END_WITHIN_S)
-            except subprocess.TimeoutExpired:  # in the middle of an import
-                server.kill()
-                server.wait()
+            with server:
+                server.kill()  # it may be in the middle of an import
+            _remove(address)
 
 
 def is_there() -> bool:
     """Whether a Ray that is started now finds a fork server."""
     return SOCKET in os.environ
+
+
+def _remove(address: str) -> None:
+    with contextlib.suppress(OSError):
+        Path(address).unlink()
+        Path(address).parent.rmdir()
+
+
+def _is_safe() -> bool:
+    return sys.platform == "linux" and not _has_gpu() and os.environ.get("CLASSIFIER_FORK_SERVER") != "0"
 
 
 def _has_gpu() -> bool:
@@ -146,7 +151,7 @@ def _reseed() -> None:
 
 def _next_worker(listener: socket.socket) -> _Worker | None:
     """Copy this process for every worker that asks: returns the worker in its copy, None in the server when it is to end."""
-    environment = _comparable(os.environ)
+    before = dict(os.environ)
     _import(sys.argv[2:])
     if _draw_alike():
         return None
@@ -161,7 +166,7 @@ def _next_worker(listener: socket.socket) -> _Worker | None:
         except (OSError, ValueError):
             connection.close()
             continue
-        others = sorted({key for key, _ in _comparable(worker.environment).items() ^ environment.items()})
+        others = sorted(_differing(worker.environment, before))
         if others:
             print(f"A worker is started anew: its {', '.join(others)} is not the command's.", file=sys.stderr)  # noqa: T201
         elif os.fork() == 0:
@@ -170,8 +175,13 @@ def _next_worker(listener: socket.socket) -> _Worker | None:
         worker.close()
 
 
-def _comparable(environment: Mapping[str, str]) -> dict[str, str]:
-    return {key: value for key, value in environment.items() if key not in _OWN_VARIABLES}
+def _differing(environment: Mapping[str, str], before: Mapping[str, str]) -> set[str]:
+    """The variables with which a copy would not be what a new process is. `before`: as they were at the first import.
+
+    What the imports have set here, they have set in the command as well.
+    """
+    differing = {key for key, _ in environment.items() ^ before.items()} - _OWN_VARIABLES
+    return {key for key in differing if environment.get(key) != os.environ.get(key)}
 
 
 def _import(modules: Sequence[str]) -> None:
@@ -212,7 +222,7 @@ def _ids_from_elsewhere() -> Iterator[None]:
 
 def _draw_alike() -> bool:
     """Whether copies would give their tasks the same ids: then there must be none."""
-    from ray._raylet import UniqueID  # type: ignore[attr-defined]
+    from ray._raylet import UniqueID
 
     drawn = []
     for _ in range(2):
@@ -228,9 +238,13 @@ def _draw_alike() -> bool:
 
 
 def _main() -> None:
-    worker = _next_worker(socket.socket(fileno=int(sys.argv[1])))
+    listener = socket.socket(fileno=int(sys.argv[1]))
+    address = listener.getsockname()
+    worker = _next_worker(listener)
     if worker is not None:
         worker.run()
+    else:  # the command may have been killed
+        _remove(address)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,140 @@
+"""Workers as copies of one process: with a real Ray, in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster import forkserver
+from cluster.forkserver import fork_server
+from tests.cluster.deployment import ROOT
+
+_LOOK = """
+import json, os, signal, sys, time
+import psutil
+from cluster import worker_process
+from cluster.session import ray_session, started_ahead
+
+def main():
+    with started_ahead(sys.argv[1:], address=None), ray_session(address=None, admission_cpus=3) as session:
+        import ray
+
+        @ray.remote(num_cpus=0.1)
+        class Worker:
+            def look(self):
+                import numpy
+                parent = psutil.Process().parent()
+                return {
+                    "pid": os.getpid(),
+                    "parent": parent.pid,
+                    "line": parent.cmdline(),
+                    "group": os.getpgid(0),
+                    "job": ray.get_runtime_context().get_job_id(),
+                    "variable": os.environ.get("OF_ITS_OWN"),
+                    "modules": [name for name in ("lightning", "colorsys") if name in sys.modules],
+                    "numbers": numpy.random.randint(2**31, size=4).tolist(),
+                    "object": ray.put(1).hex(),
+                }
+
+        def look(count, **options):
+            workers = [Worker.options(**options).remote() for _ in range(count)]
+            return workers, ray.get([worker.look.remote() for worker in workers], timeout=50)
+
+        workers, copies = look(3)
+        job = ray.get_runtime_context().get_job_id()
+        if "cluster.forkserver" not in copies[2]["line"]:
+            print(json.dumps({"copies": copies}))
+            return
+        _, own = look(1, runtime_env={"env_vars": {"OF_ITS_OWN": "1"}})
+        ray.kill(workers[0])
+        os.kill(copies[1]["pid"], signal.SIGKILL)
+        server, killed = copies[2]["parent"], {copies[0]["pid"], copies[1]["pid"]}
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            alive = {p.pid for p in psutil.Process(server).children()}
+            waiting = sum(p.cmdline()[1:2] == [worker_process.__file__] for p in below())
+            if not killed & alive and waiting == len(alive):
+                break
+            time.sleep(0.1)
+        else:
+            raise AssertionError(f"{waiting} wait for {alive}; killed: {killed}")
+        os.kill(server, signal.SIGKILL)
+        _, without = look(1)
+    print(json.dumps({"job": job, "copies": copies, "own": own, "without": without}))
+
+def below():
+    return [p for p in psutil.Process().children(recursive=True) if p.is_running() and p.status() != "zombie"]
+
+main()
+"""
+
+
+def _look(*modules: str, path: Path | None = None) -> dict[str, list[dict[str, object]]]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "CLASSIFIER_"))}
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as name:
+        environment |= {"RAY_TMPDIR": name, "TMPDIR": name, "PYTHONPATH": str(path or "")}
+        done = subprocess.run(
+            [sys.executable, "-c", _LOOK, *modules],
+            env=environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=150,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert not list(Path(name).glob("classifier-*"))
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_workers_are_copies_and_still_themselves() -> None:
+    """What is imported is there, and everything that must be a worker's own is: ids, random numbers, job, group, end."""
+    seen = _look("colorsys", "ray.data")
+    copies = seen["copies"]
+    for copy in copies:
+        assert "cluster.forkserver" in copy["line"]
+        assert copy["modules"] == ["colorsys"]
+        assert copy["group"] == copy["pid"]
+        assert copy["job"] == seen["job"]
+    assert len({copy["parent"] for copy in copies}) == 1
+    assert len({copy["object"] for copy in copies}) == 3
+    assert len({tuple(copy["numbers"]) for copy in copies}) == 3
+    # another environment, or no server any more: as Ray starts its workers
+    (own,), (without,) = seen["own"], seen["without"]
+    assert own["variable"] == "1"
+    assert "cluster.forkserver" not in own["line"] and own["modules"] == []
+    assert "cluster.forkserver" not in without["line"]
+    assert not psutil.pid_exists(int(str(copies[0]["parent"])))
+
+
+def test_no_copies_where_they_would_be_alike(tmp_path: Path) -> None:
+    """A module that has drawn an id would make every copy draw the same ones: tasks would be taken for each other."""
+    (tmp_path / "drawing.py").write_text("from ray._raylet import UniqueID\nUniqueID.from_random()\n")
+    seen = _look("drawing", path=tmp_path)
+    assert not any("cluster.forkserver" in copy["line"] for copy in seen["copies"])
+    assert len({copy["object"] for copy in seen["copies"]}) == 3
+
+
+def test_a_command_does_not_wait_for_what_it_does_not_need() -> None:
+    """A setting that is wrong is said at once, though the imports take seconds."""
+    with fork_server(["training.ahead"]):
+        began = time.monotonic()
+    assert time.monotonic() - began < 2
+    assert not forkserver.is_there()
+
+
+@pytest.mark.parametrize("reason", ["a GPU, whose driver is of no use to a copy once it is awake", "the user"])
+def test_none_where_there_may_be_none(monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+    """Then Ray starts its workers itself."""
+    if reason == "the user":
+        monkeypatch.setenv("CLASSIFIER_FORK_SERVER", "0")
+    else:
+        monkeypatch.setattr(forkserver, "_has_gpu", lambda: True)
+    with fork_server(["colorsys"]):
+        assert not forkserver.is_there()
