@@ -29,6 +29,8 @@ from cluster.worker_process import COPIED, SCRIPT, SOCKET
 # What may differ from worker to worker: it is read when it is wanted. Anything else may have been read already, by what was
 # imported here, so that a worker with another value is started anew.
 _OWN_VARIABLES = frozenset({"RAY_RAYLET_PID", "RAY_JOB_ID", "RAY_LD_PRELOAD_ON_WORKERS", "SPT_NOENV"})
+# jemalloc, which pyarrow brings, has a new one made in a copy.
+_THREADS_THAT_MAY_BE = {"jemalloc_bg_thd"}
 _SENT_WITHIN_S = 5.0
 _WAITING = 128
 _CHUNK_BYTES = 2**16
@@ -153,7 +155,9 @@ def _next_worker(listener: socket.socket) -> _Worker | None:
     """Copy this process for every worker that asks: returns the worker in its copy, None in the server when it is to end."""
     before = dict(os.environ)
     _import(sys.argv[2:])
-    if _draw_alike():
+    unfit = _unfit()
+    if unfit:
+        print(f"Workers are started anew: {unfit}.", file=sys.stderr)  # noqa: T201
         return None
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a copy
     while True:
@@ -220,8 +224,19 @@ def _ids_from_elsewhere() -> Iterator[None]:
         ray.actor.ActorClassID = real
 
 
+def _unfit() -> str:
+    """Why there must be no copies; empty where there may be."""
+    threads = {
+        Path(task, "comm").read_text().strip()
+        for task in Path("/proc/self/task").iterdir()
+        if task.name != str(os.getpid())
+    }
+    if threads - _THREADS_THAT_MAY_BE:
+        return f"an import has started a thread ({', '.join(sorted(threads))}), which a copy would not have"
+    return "an import has drawn an id, and copies would draw the same ones" if _draw_alike() else ""
+
+
 def _draw_alike() -> bool:
-    """Whether copies would give their tasks the same ids: then there must be none."""
     from ray._raylet import UniqueID
 
     drawn = []

@@ -3,8 +3,18 @@
 from classifier.model_folder import Manifest
 from classifier.predict import BackendName, Device, prefers_onnx
 
+# ONNX Runtime is nowhere here: it starts a thread, and is imported in no time.
+PYTORCH = ("classifier.torch_backend", "classifier.network", "transformers.modeling_utils")
+ENDPOINT = (
+    "ray.serve._private.controller",
+    "ray.serve._private.replica",
+    "serving.replica",
+    "serving.ingress",
+)
+FOLDER_JOB = ("ray.data", "serving.folder")
 
-def modules(manifest: Manifest, *, device: Device = "auto", backend: BackendName = "auto") -> list[str]:
-    """Names of modules. ONNX Runtime is none of them: it starts a thread, and is imported in no time."""
+
+def backend_modules(manifest: Manifest, *, device: Device = "auto", backend: BackendName = "auto") -> tuple[str, ...]:
+    """What computes the answers of a model, by the settings that `Predictor.load` gets."""
     on_onnx = backend == "onnx" or (backend == "auto" and device != "gpu" and prefers_onnx(manifest))
-    return [] if on_onnx else ["classifier.torch_backend", "classifier.network", "transformers.modeling_utils"]
+    return () if on_onnx else PYTORCH

@@ -222,10 +222,10 @@ def _consume(
         _watch(outcomes_here(job, tally), tally.total, report, terminal)
         return tally.total()[:2]
     from cluster.session import started_ahead
-    from serving.ahead import modules
+    from serving.ahead import FOLDER_JOB, backend_modules
 
     terminal.say("Joining the Ray cluster." if address else "Starting Ray.")
-    with started_ahead([*modules(manifest, device=config.device), "ray.data", "serving.folder"], address=address):
+    with started_ahead((*backend_modules(manifest, device=config.device), *FOLDER_JOB), address=address):
         return _consume_on_ray(config, job, report, terminal, address=address)
 
 

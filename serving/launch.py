@@ -21,7 +21,7 @@ from cluster.configuration import Section, validate
 from cluster.session import address_from_environment, ray_session, started_ahead
 from cluster.sizing import physical_cores
 from cluster.terminal import EXIT_OK, Terminal, on_interrupt, run_command
-from serving.ahead import modules
+from serving.ahead import ENDPOINT, backend_modules
 from serving.options import DeployArgs
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from cluster.session import Session
 
 _NAME = "default"  # of the application
-# What Serve's own processes and the replicas import.
-_SERVE = ["ray.serve._private.controller", "ray.serve._private.replica", "serving.replica", "serving.ingress"]
 _WRAPPER = Path(__file__).resolve().parent / "haproxy.sh"
 
 # What Ray and Serve read when their processes start, by what it costs two cores that answer 300 requests/s.
@@ -86,7 +84,7 @@ def main(arguments: list[str], terminal: Terminal) -> int:
     set_environment(os.environ)
     terminal.say(f"Loading {args.model} ...")
     address = address_from_environment()
-    with started_ahead([*_modules(args), *_SERVE], address=address):
+    with started_ahead(_modules(args), address=address):
         from serving import app
 
         application = app.build(_deploy_args(args), key_digest=key_digest)
@@ -102,11 +100,11 @@ def main(arguments: list[str], terminal: Terminal) -> int:
     return EXIT_OK
 
 
-def _modules(args: LaunchArgs) -> list[str]:
+def _modules(args: LaunchArgs) -> tuple[str, ...]:
     from classifier.model_folder import find_model, read_manifest
 
     folder = find_model(args.model, models_dir=args.models_dir.expanduser())
-    return modules(read_manifest(folder), device=args.device, backend=args.backend)
+    return (*backend_modules(read_manifest(folder), device=args.device, backend=args.backend), *ENDPOINT)
 
 
 def read_pairs(arguments: list[str]) -> dict[str, str]:

@@ -113,10 +113,17 @@ def test_workers_are_copies_and_still_themselves() -> None:
     assert not psutil.pid_exists(int(str(copies[0]["parent"])))
 
 
-def test_no_copies_where_they_would_be_alike(tmp_path: Path) -> None:
-    """A module that has drawn an id would make every copy draw the same ones: tasks would be taken for each other."""
-    (tmp_path / "drawing.py").write_text("from ray._raylet import UniqueID\nUniqueID.from_random()\n")
-    seen = _look("drawing", path=tmp_path)
+@pytest.mark.parametrize(
+    "module",
+    [
+        "from ray._raylet import UniqueID\nUniqueID.from_random()\n",
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n",
+    ],
+)
+def test_no_copies_where_they_would_not_be_whole(tmp_path: Path, module: str) -> None:
+    """After an id was drawn every copy would draw the same ones, and tasks would be taken for each other; threads stay behind."""
+    (tmp_path / "unfit.py").write_text(module)
+    seen = _look("unfit", path=tmp_path)
     assert not any("cluster.forkserver" in copy["line"] for copy in seen["copies"])
     assert len({copy["object"] for copy in seen["copies"]}) == 3
 
@@ -138,3 +145,23 @@ def test_none_where_there_may_be_none(monkeypatch: pytest.MonkeyPatch, reason: s
         monkeypatch.setattr(forkserver, "_has_gpu", lambda: True)
     with fork_server(["colorsys"]):
         assert not forkserver.is_there()
+
+
+def test_what_training_imports_can_be_copied(ray_once: None) -> None:
+    """The modules of a run, in the versions that are installed."""
+    import ray
+
+    def look() -> tuple[list[str], bool]:
+        parent = psutil.Process().parent()
+        return parent.cmdline() if parent else [], "lightning.pytorch" in sys.modules
+
+    line, is_imported = ray.get(ray.remote(num_cpus=0.01)(look).remote(), timeout=60)
+    assert "cluster.forkserver" in line and is_imported
+
+
+def test_what_serving_imports_can_be_copied() -> None:
+    """The modules of the endpoint, with PyTorch, and of the folder job."""
+    from serving.ahead import ENDPOINT, FOLDER_JOB, PYTORCH
+
+    seen = _look(*PYTORCH, *ENDPOINT, *FOLDER_JOB)
+    assert all("cluster.forkserver" in copy["line"] for copy in seen["copies"])
