@@ -208,17 +208,20 @@ def _memory(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]
 
 
 def _memory_now(process: Any) -> dict[str, float]:
+    """MiB of a command's processes. What copies of a process share is counted in parts, so that the sum is what is taken."""
     import psutil
 
     found = {"driver": 0.0, "workers": 0.0, "others": 0.0, "shared memory": 0.0}
     for each in (process, *process.children(recursive=True)):
         try:
-            memory, name = each.memory_info(), " ".join(each.cmdline()[:1])
-        except psutil.Error:
+            name = " ".join(each.cmdline()[:1])
+            rollup = Path(f"/proc/{each.pid}/smaps_rollup").read_text().splitlines()
+        except (psutil.Error, OSError):
             continue
+        kib = {line.split()[0]: int(line.split()[1]) for line in rollup if line.endswith(" kB")}
         kind = "driver" if each.pid == process.pid else "workers" if "RayTrainWorker" in name else "others"
-        found[kind] += (memory.rss - memory.shared) / 2**20
-        found["shared memory"] = max(found["shared memory"], memory.shared / 2**20)
+        found[kind] += kib["Pss_Anon:"] / 2**10
+        found["shared memory"] += kib["Pss_Shmem:"] / 2**10
     return found
 
 

@@ -45,7 +45,7 @@ def fork_server(modules: Sequence[str]) -> Iterator[None]:
     imports has woken it. Nor where CLASSIFIER_FORK_SERVER=0 is in the environment.
     """
     ray = importlib.util.find_spec("ray")
-    if not _is_safe() or ray is None or ray.origin is None:
+    if is_there() or not _is_safe() or ray is None or ray.origin is None:
         yield
         return
     with socket.socket(socket.AF_UNIX) as listener:

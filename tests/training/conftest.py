@@ -71,10 +71,16 @@ class Project:
 
 
 @pytest.fixture(scope="session")
-def project(tmp_path_factory: pytest.TempPathFactory, ray_once: None) -> Project:
-    """Three digits, 40 pictures each, and the suite's own Ray."""
-    import ray
-
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Three digits, 40 pictures each; every command starts a Ray of its own, as on a laptop."""
     folder = tmp_path_factory.mktemp("digits-project")
     write_few_digits(folder / "data/raw_data/DIGITS", classes=3, each=40)
-    return Project(folder, ray.get_runtime_context().gcs_address)
+    return Project(folder, ray_address=None)
+
+
+@pytest.fixture(scope="session")
+def joining(project: Project, ray_once: None) -> Project:
+    """The same folder, and commands that join the suite's Ray."""
+    import ray
+
+    return Project(project.folder, ray.get_runtime_context().gcs_address)

@@ -1,4 +1,4 @@
-"""What a run survives, and what it must not try again: real runs on a cluster of two CPUs, one after the other."""
+"""What a run survives, and what it must not try again: real runs, one after the other."""
 
 import csv
 import tempfile
@@ -34,43 +34,43 @@ _TOKEN_OFF = {"RAY_AUTH_MODE": "disabled"}
 
 @dataclass(frozen=True)
 class Scene:
-    """A cluster of its own, and a project folder."""
+    """A project folder."""
 
     folder: Path
     scratch: Path  # for temporary files
-    address: str
-    raylet: int  # process id
+    rays: str  # for what Ray keeps; short, because its sockets are there
 
-    def train(self, *settings: str) -> AbstractContextManager[Run]:
+    def train(self, *settings: str, address: str | None = None) -> AbstractContextManager[Run]:
         return training(
             self.folder,
             *_SETTINGS,
             *settings,
-            address=self.address,
-            environment=_TOKEN_OFF | {"TMPDIR": str(self.scratch)},
+            address=address,
+            environment=_TOKEN_OFF | {"TMPDIR": str(self.scratch), "RAY_TMPDIR": self.rays},
         )
 
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    from ray.cluster_utils import Cluster
-
     folder = tmp_path_factory.mktemp("faults")
     write_few_digits(folder / "data/raw_data/DIGITS", classes=3, each=40)
-    with (
-        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as ray,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_TMPDIR", ray)
-        scratch = tmp_path_factory.mktemp("scratch")
-        patch.setenv("TMPDIR", str(scratch))
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 10**8})
-        try:
-            raylet = cluster.head_node.all_processes["raylet"][0].process.pid
-            yield Scene(folder, scratch, cluster.address, raylet)
-        finally:
-            cluster.shutdown()
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as rays:
+        yield Scene(folder, tmp_path_factory.mktemp("scratch"), rays)
+
+
+@pytest.fixture
+def cluster(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a cluster that goes on after the run."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_TMPDIR", scene.rays)
+    monkeypatch.setenv("TMPDIR", str(scene.scratch))
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 10**8})
+    try:
+        yield started.address
+    finally:
+        started.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_a_killed_worker_costs_at_most_the_epoch_and_changes_nothing(scene: Scen
     """The terminal says who, where and from which epoch it goes on; the result is the undisturbed run's."""
     with scene.train(f"model.config={_VIT.format(32)}") as run:
         run.wait_for(r"^Epoch   1")
-        kill(find("ray::RayTrainWorker", below=scene.raylet)[-1])
+        kill(find("ray::RayTrainWorker", below=run.process.pid)[-1])
         assert run.end() == 0, run.output
 
     said = run.wait_for(r"^Worker \d \(.*, process \d+\) was killed or crashed")
@@ -102,9 +102,9 @@ def test_a_killed_worker_costs_at_most_the_epoch_and_changes_nothing(scene: Scen
     assert scratch_files(scene.scratch) == []
 
 
-def test_a_fault_of_the_code_ends_the_run_at_once_with_its_own_traceback(scene: Scene) -> None:
-    """One attempt: it would fail again. Nothing of it stays on the cluster, nor of the runs before it."""
-    with scene.train(f"model.config={_VIT.format(64)}", "model.size_px=32") as run:
+def test_a_fault_of_the_code_ends_the_run_at_once_with_its_own_traceback(scene: Scene, cluster: str) -> None:
+    """One attempt: it would fail again. Nothing of it stays on the cluster."""
+    with scene.train(f"model.config={_VIT.format(64)}", "model.size_px=32", address=cluster) as run:
         assert run.end() == 1, run.output
 
     last = [line for line in run.lines if line.startswith("Failed: ")]
@@ -115,5 +115,5 @@ def test_a_fault_of_the_code_ends_the_run_at_once_with_its_own_traceback(scene: 
     text = log.read_text()
     assert 'training/loop.py", line' in text
     assert len(list((log.parent / ".ray").glob("train-*"))) <= 1
-    assert of_ours(scene.address, _TOKEN_OFF) == []
+    assert of_ours(cluster, _TOKEN_OFF) == []
     assert scratch_files(scene.scratch) == []

@@ -30,11 +30,11 @@ VIT = (
 
 
 @pytest.fixture(scope="session")
-def trained(project: Project) -> tuple[Project, Path, str]:
-    """One ordinary run that the tests below look at: (project, model folder, what was printed)."""
-    ended = project.train(*TINY, "num_workers=2", "trainer.max_epochs=6", "callbacks.early_stopping=null")
+def trained(joining: Project) -> tuple[Project, Path, str]:
+    """One ordinary run, on a cluster, that the tests below look at: (project, model folder, what was printed)."""
+    ended = joining.train(*TINY, "num_workers=2", "trainer.max_epochs=6", "callbacks.early_stopping=null")
     assert ended.exit_code == 0, ended.output
-    return project, ended.model, ended.output
+    return joining, ended.model, ended.output
 
 
 def test_a_run_says_what_it_does_and_where_the_model_is(trained: tuple[Project, Path, str]) -> None:
@@ -184,14 +184,14 @@ def test_the_number_of_workers_does_not_change_the_result(project: Project) -> N
     ],
 )
 def test_what_the_cluster_can_never_hold_is_refused_with_the_numbers(
-    project: Project, arguments: list[str], said: str
+    joining: Project, arguments: list[str], said: str
 ) -> None:
     """At once: Ray would place workers for ever."""
-    ended = project.train(*TINY, "category=refused", *arguments)
+    ended = joining.train(*TINY, "category=refused", *arguments)
 
     assert ended.exit_code == 2
     assert said in ended.output.splitlines()[-1]
-    assert not (project.folder / "models/DIGITS/refused").exists()
+    assert not (joining.folder / "models/DIGITS/refused").exists()
 
 
 def test_ctrl_c_keeps_the_best_epoch_and_the_run_goes_on_where_it_was(project: Project) -> None:
@@ -231,10 +231,9 @@ def test_ctrl_c_keeps_the_best_epoch_and_the_run_goes_on_where_it_was(project: P
 
 def test_a_run_on_its_own_ray_with_more_workers_than_cores_leaves_no_process(project: Project) -> None:
     """`num_workers=4` on a small machine, from a shell where nothing runs."""
-    alone = Project(project.folder, ray_address=None)
     before = {process.pid for process in psutil.process_iter()}
 
-    with alone.start(*TINY, "num_workers=4", "trainer.max_epochs=1", "category=alone") as process:
+    with project.start(*TINY, "num_workers=4", "trainer.max_epochs=1", "category=alone") as process:
         output, _ = process.communicate(timeout=240)
 
     assert process.returncode == 0, output
