@@ -24,16 +24,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster import worker_process
 from cluster.worker_process import COPIED, SCRIPT, SOCKET
 
-# What may differ from worker to worker: it is read when it is wanted. Anything else may have been read already, by what was
-# imported here, so that a worker with another value is started anew.
-_OWN_VARIABLES = frozenset({"RAY_RAYLET_PID", "RAY_JOB_ID", "RAY_LD_PRELOAD_ON_WORKERS", "SPT_NOENV"})
+# What may differ from worker to worker: it is read when it is wanted, and the size of the terminal is no worker's business.
+# Anything else may have been read already, by what was imported here: a worker with another value is started anew.
+_OWN_VARIABLES = frozenset(
+    {"RAY_RAYLET_PID", "RAY_JOB_ID", "RAY_LD_PRELOAD_ON_WORKERS", "SPT_NOENV", SOCKET, SCRIPT, "COLUMNS", "LINES"}
+)
 # jemalloc, which pyarrow brings, has a new one made in a copy.
 _THREADS_THAT_MAY_BE = {"jemalloc_bg_thd"}
 _SENT_WITHIN_S = 5.0
 _WAITING = 128
 _CHUNK_BYTES = 2**16
+
+# What the raylet of this process's Ray is told of the server; there is one Ray in a process, and the last counts.
+_running: list[dict[str, str]] = []
 
 
 @contextlib.contextmanager
@@ -45,15 +51,13 @@ def fork_server(modules: Sequence[str]) -> Iterator[None]:
     imports has woken it. Nor where CLASSIFIER_FORK_SERVER=0 is in the environment.
     """
     ray = importlib.util.find_spec("ray")
-    if is_there() or not _is_safe() or ray is None or ray.origin is None:
+    if not _is_safe() or ray is None or ray.origin is None:
         yield
         return
     with socket.socket(socket.AF_UNIX) as listener:
         address = str(Path(tempfile.mkdtemp(prefix="classifier-")) / "workers")  # a folder that nobody else can open
         listener.bind(address)
         listener.listen(_WAITING)
-        os.environ[SOCKET] = address
-        os.environ[SCRIPT] = str(Path(ray.origin).parent / "_private" / "workers" / "default_worker.py")
         server = subprocess.Popen(  # noqa: S603
             [sys.executable, "-m", "cluster.forkserver", str(listener.fileno()), *modules],
             stdin=subprocess.PIPE,  # its end is the end of this process, however that comes
@@ -61,18 +65,28 @@ def fork_server(modules: Sequence[str]) -> Iterator[None]:
             start_new_session=True,  # Ctrl-C is for the command
         )
         listener.close()
+        _running.append({SOCKET: address, SCRIPT: str(Path(ray.origin).parent / "_private/workers/default_worker.py")})
         try:
             yield
         finally:
-            del os.environ[SOCKET], os.environ[SCRIPT]
+            _running.pop()
             with server:
                 server.kill()  # it may be in the middle of an import
             _remove(address)
 
 
-def is_there() -> bool:
-    """Whether a Ray that is started now finds a fork server."""
-    return SOCKET in os.environ
+@contextlib.contextmanager
+def worker_script() -> Iterator[str | None]:
+    """The script that a raylet which is started meanwhile must run for a worker; None: Ray's own."""
+    if not _running:
+        yield None
+        return
+    os.environ.update(_running[-1])  # in the raylet only: another command's workers are none of ours
+    try:
+        yield worker_process.__file__
+    finally:
+        for name in _running[-1]:
+            del os.environ[name]
 
 
 def _remove(address: str) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from classifier.errors import ClusterError, OutputError
-from cluster import forkserver, worker_process
 from cluster.address import find_cluster, use_token
+from cluster.forkserver import fork_server, worker_script
 
 if TYPE_CHECKING:
     from cluster.sizing import Capacity
@@ -112,7 +112,7 @@ def started_ahead(modules: Sequence[str], *, address: str | None) -> Iterator[No
         yield
         return
     _set_environment(address)
-    with forkserver.fork_server(modules):
+    with fork_server(modules):
         yield
 
 
@@ -183,9 +183,9 @@ def _quick_start() -> Iterator[None]:
     own = {name: getattr(Node, name) for name in ("start_api_server", "start_monitor", "start_raylet")}
 
     def start_raylet(node: Any, *arguments: Any, **options: Any) -> None:
-        if forkserver.is_there():
-            node._ray_params.worker_path = worker_process.__file__
-        own["start_raylet"](node, *arguments, **options)
+        with worker_script() as script:
+            node._ray_params.worker_path = script or node._ray_params.worker_path
+            own["start_raylet"](node, *arguments, **options)
 
     Node.start_api_server = Node.start_monitor = lambda *_, **__: None
     Node.start_raylet = start_raylet
