@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from classifier.device import has_gpu_driver
 from cluster import worker_process
 from cluster.worker_process import COPIED, SCRIPT, SOCKET
 
@@ -96,11 +97,7 @@ def _remove(address: str) -> None:
 
 
 def _is_safe() -> bool:
-    return sys.platform == "linux" and not _has_gpu() and os.environ.get("CLASSIFIER_FORK_SERVER") != "0"
-
-
-def _has_gpu() -> bool:
-    return any(Path(file).exists() for file in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd"))
+    return sys.platform == "linux" and not has_gpu_driver() and os.environ.get("CLASSIFIER_FORK_SERVER") != "0"
 
 
 @dataclass(frozen=True)

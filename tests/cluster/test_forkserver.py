@@ -141,7 +141,7 @@ def test_none_where_there_may_be_none(monkeypatch: pytest.MonkeyPatch, reason: s
     if reason == "the user":
         monkeypatch.setenv("CLASSIFIER_FORK_SERVER", "0")
     else:
-        monkeypatch.setattr(forkserver, "_has_gpu", lambda: True)
+        monkeypatch.setattr(forkserver, "has_gpu_driver", lambda: True)
     monkeypatch.setattr(forkserver, "_running", [])
     with fork_server(["colorsys"]), worker_script() as script:
         assert script is None

@@ -50,9 +50,8 @@ def pets(s3: S3) -> tuple[Path, Bucket]:
         (folder / name).write_bytes(b"x")
     (folder / "dog" / "broken.png").write_bytes(b"broken")
     (folder / "cat" / "folder.png").mkdir()
-    for file in folder.rglob(
-        "*"
-    ):  # rclone leaves zeros at the end of milliseconds out, and the client then reads no date
+    # rclone leaves zeros at the end of milliseconds out, and the client then reads no date
+    for file in folder.rglob("*"):
         os.utime(file, ns=(_DATE_NS, _DATE_NS))
     return folder, _bucket(s3.url("suite/raw/PETS"))
 
