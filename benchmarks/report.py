@@ -55,12 +55,22 @@ def meets(measured: dict[str, Any]) -> bool:
     return ratio >= float(number) if sign == ">=" else ratio <= float(number)
 
 
-def write(name: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Put rows into `results/NAME.json`; those of the same name are replaced, others stay as they were measured."""
+def write(name: str, rows: Sequence[dict[str, Any]], *, processor: str | None = None) -> None:
+    """Put rows into `results/NAME.json`; those of the same name are replaced, others stay as they were measured.
+
+    Args:
+        name: of the benchmark, and where it ran, if that makes it another: `training-gpu`.
+        rows: from `row`.
+        processor: what computed; None: the CPU.
+    """
     file = RESULTS / f"{name}.json"
     fresh = {each["what"] + each["peer_name"] for each in rows}
     kept = json.loads(file.read_text())["rows"] if file.is_file() else []
-    stamp = {"date": datetime.now(UTC).date().isoformat(), "load_1m": round(os.getloadavg()[0], 1), "cpu": _cpu()}
+    stamp = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "load_1m": round(os.getloadavg()[0], 1),
+        "cpu": processor or _cpu(),
+    }
     document = {
         "rows": [each for each in kept if each["what"] + each["peer_name"] not in fresh]
         + [dict(each) | stamp for each in rows],
@@ -102,7 +112,7 @@ def _section(name: str, found: dict[str, Any]) -> str:
     lines = [
         f"### {name}",
         "",
-        f"`python -m benchmarks.{name}`. {where}. {versions}.",
+        f"`python -m benchmarks.{name.partition('-')[0]}`. {where}. {versions}.",
         "",
         "| what | ours | beside | | ratio (from, to; pairs) | bar | date | processor |",
         "| --- | ---: | --- | ---: | --- | --- | --- | --- |",

@@ -10,8 +10,10 @@ Parts, each with its rows in `results/training.json`; without names `start`, `jo
               and the 90th of 100 parts of the pictures; and reading them again
     epoch     what an epoch takes beyond its computing, by the worker's own clock
     memory    peak memory for 1,000, 10,000 and 100,000 pictures
+    mfu       training of ViT-B/16 (random weights) beside the GPU's own matrix product
 
-Every pair is measured one after the other, in processes of its own.
+Every pair is measured one after the other, in processes of its own. Where PyTorch sees a GPU everything runs there, with
+larger batches, and the rows go to `results/training-gpu.json`.
 """
 
 import argparse
@@ -31,19 +33,24 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import row, write
+from classifier.predict import gpu_is_here
 from cluster.sizing import physical_cores
 
 ROOT = Path(__file__).resolve().parents[1]
-BATCH, FEW = 16, 240
+ON_GPU = gpu_is_here()
+BATCH, FEW = (128, 20_000) if ON_GPU else (16, 240)
 SCRIPT = "plain Lightning script"
 FORCED_TO_DISK, ON_DISK = "512x384 JPEG", 4_000
 STEADY = 0.1, 0.9  # between which shares of an epoch's pictures its rate is taken: start and end are not in it
-PLAIN_LOOP, BEST_LOOP = "bare loop as torch is by default", "best bare loop: channels_last, bf16 where the CPU has it"
+PLAIN_LOOP, BEST_LOOP = "bare loop as torch is by default", "best bare loop: channels_last, bf16 where it is faster"
 PRECISION_EPOCHS = 8
 LONG_EPOCHS = 10  # from here on more workers win back what their start costs
 STEP_BARS = {"mobilenet-v2": ">= 1.5", "vit": ">= 1.0"}
 EPOCHS = 12
-SHORT = ("augment=none", "callbacks.early_stopping=null", f"data.batch_size={BATCH}", "trainer.device=cpu")
+DEVICE = "gpu" if ON_GPU else "cpu"
+SHORT = ("augment=none", "callbacks.early_stopping=null", f"data.batch_size={BATCH}", f"trainer.device={DEVICE}")
+VIT_B_16 = "vit-b-16"
+MATRIX_SIDE = 8192
 
 
 def main() -> None:
@@ -61,7 +68,10 @@ def main() -> None:
     for part in arguments.parts or ("start", "job", "step", "ingest", "epoch"):
         with tempfile.TemporaryDirectory(prefix="training-bench-") as scratch:
             for made in PARTS[part](arguments, Path(scratch)):
-                write("training", [made])
+                if ON_GPU:
+                    write("training-gpu", [made], processor=_inner("gpu", arguments)["name"])
+                else:
+                    write("training", [made])
 
 
 def _start(arguments: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]:
@@ -93,28 +103,44 @@ def _job(
 
 
 def _step(arguments: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]:
-    """As many threads in all on every side."""
-    name, cores = arguments.weights.name, physical_cores()
+    """As many threads in all on every side; on a GPU one worker, with all that it has."""
+    name, cores = arguments.weights.name, 1 if ON_GPU else physical_cores()
     bar = next((bar for kind, bar in STEP_BARS.items() if kind in name), None)
     few = _few(arguments, scratch)
     pairs: dict[tuple[int, str], list[tuple[float, float]]] = {}
     for _ in range(arguments.pairs):
         loops = {which: _inner(which, arguments)["pictures_per_s"] for which in ("loop", "best_loop")}
-        for workers in (1, cores):
+        for workers in sorted({1, cores}):
             ours = _train(few, scratch, epochs=3, workers=workers)["pictures_per_s"]
             for which, theirs in loops.items():
                 pairs.setdefault((workers, which), []).append((ours, theirs))
     for (workers, which), measured in pairs.items():
         how = f"{workers} worker{'s' * (workers > 1)} with {cores // workers} thread{'s' * (cores // workers > 1)}"
         yield row(
-            f"{name}: training pictures/s of whole epochs, {how}",
+            f"{name}: training pictures/s of whole epochs, {'on a GPU' if ON_GPU else how}",
             measured,
             peer=PLAIN_LOOP if which == "loop" else BEST_LOOP,
             bar=bar if which == "loop" else ">= 0.95",
         )
-    several, one = ([ours for ours, _ in pairs[workers, "loop"]] for workers in (cores, 1))
-    what = f"{name}: training pictures/s, a worker with 1 thread on each core"
-    yield row(what, list(zip(several, one, strict=True)), peer="1 worker with all threads", bar=">= 0.9")
+    if cores > 1:
+        several, one = ([ours for ours, _ in pairs[workers, "loop"]] for workers in (cores, 1))
+        what = f"{name}: training pictures/s, a worker with 1 thread on each core"
+        yield row(what, list(zip(several, one, strict=True)), peer="1 worker with all threads", bar=">= 0.9")
+
+
+def _mfu(arguments: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]:
+    """Model FLOPs utilisation: what the network's arithmetic needs, beside what the GPU gives a matrix product."""
+    if not ON_GPU:
+        sys.exit("mfu: PyTorch sees no GPU here")
+    own = argparse.Namespace(**{**vars(arguments), "weights": scratch / VIT_B_16})
+    tflop = _inner("vit_b_16", own)["tflop_per_picture"]
+    pairs = []
+    for measured in _step(own, scratch):
+        yield measured
+        if measured["peer_name"] == BEST_LOOP:
+            pairs = [(measured["ours"] * tflop, _inner("matrix", own)["tflop_per_s"])]
+    what = f"{VIT_B_16}: TFLOP/s of forward and backward in training, on a GPU"
+    yield row(what, pairs, peer=f"product of {MATRIX_SIDE} x {MATRIX_SIDE} matrices in bf16", bar=None)
 
 
 def _precision(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
@@ -275,13 +301,13 @@ def _script(arguments: argparse.Namespace, *, epochs: int, max_steps: int = -1) 
     return {"first_step_s": json.loads(answer.stdout.splitlines()[-1])["first_step_at"] - began, "whole_s": whole_s}
 
 
-def _inner(name: str, arguments: argparse.Namespace, photos: Path | None = None) -> dict[str, float]:
+def _inner(name: str, arguments: argparse.Namespace, photos: Path | None = None) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.training", "--inner", name, "--weights", str(arguments.weights)]
     answer = subprocess.run(
         [*command, "--photos", str(photos or arguments.photos)],
         cwd=ROOT, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    measured: dict[str, float] = json.loads(answer.stdout.splitlines()[-1])
+    measured: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
     return measured
 
 
@@ -292,40 +318,74 @@ def _loop(arguments: argparse.Namespace, *, best: bool) -> dict[str, float]:
     from transformers import AutoModelForImageClassification
 
     from classifier.memory import keep_freed_memory
-    from training.precision import keep_depthwise_in_float32
+    from training.precision import keep_depthwise_in_float32, lightning_precision
 
     if best:
         keep_freed_memory()
-    network = AutoModelForImageClassification.from_pretrained(
-        arguments.weights, num_labels=5, ignore_mismatched_sizes=True
-    ).train()
+    device = "cuda" if ON_GPU else "cpu"
+    network = (
+        AutoModelForImageClassification.from_pretrained(arguments.weights, num_labels=5, ignore_mismatched_sizes=True)
+        .to(device)
+        .train()
+    )
     side_px = network.config.image_size
-    pixels, labels = torch.rand(8 * BATCH, 3, side_px, side_px), torch.randint(0, 5, (8 * BATCH,))
+    pixels, labels = torch.rand(8 * BATCH, 3, side_px, side_px).to(device), torch.randint(0, 5, (8 * BATCH,)).to(device)
     if best:
         network = network.to(memory_format=torch.channels_last)
-        keep_depthwise_in_float32(network)
+        if not ON_GPU:
+            keep_depthwise_in_float32(network)
         pixels = pixels.contiguous(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=best)
+    bf16 = lightning_precision("auto", on_gpu=ON_GPU) == "bf16-mixed" and best
+    wait = torch.cuda.synchronize if ON_GPU else lambda: None
     seconds, trained, began = 6.0, 0, 0.0
     while not began or time.perf_counter() - began < seconds:
         for place in range(0, len(pixels), BATCH):
-            with _as_trained() if best else contextlib.nullcontext():
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
                 logits = network(pixel_values=pixels[place : place + BATCH]).logits
             functional.cross_entropy(logits.float(), labels[place : place + BATCH]).backward()
             optimizer.step()
             optimizer.zero_grad()
             trained += BATCH
+        wait()
         if not began:  # the first round is to warm up
             began, trained = time.perf_counter(), 0
     return {"pictures_per_s": trained / (time.perf_counter() - began)}
 
 
-def _as_trained() -> Any:
-    """The precision that `trainer.precision=auto` takes on a CPU."""
+def _vit_b_16(arguments: argparse.Namespace) -> dict[str, float]:
+    """Write a ViT-B/16 of random weights, and count what a picture needs of it in training."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    network = ViTForImageClassification(ViTConfig(num_labels=5))  # the defaults are ViT-B/16 at 224 px
+    network.save_pretrained(arguments.weights)
+    ViTImageProcessor().save_pretrained(arguments.weights)
+    with FlopCounterMode(display=False) as counter:
+        network(pixel_values=torch.rand(1, 3, 224, 224)).logits.sum().backward()
+    return {"tflop_per_picture": counter.get_total_flops() / 1e12}
+
+
+def _matrix(_: argparse.Namespace) -> dict[str, float]:
+    """The rate of a large matrix product in bf16."""
     import torch
 
-    cpu = torch.cpu.get_capabilities()
-    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=bool(cpu.get("amx_bf16") or cpu.get("avx512_bf16")))
+    left, right = (torch.randn(MATRIX_SIDE, MATRIX_SIDE, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    began, rounds = 0.0, 100
+    for number in range(rounds + 10):
+        if number == 10:  # the first ones are to warm up
+            torch.cuda.synchronize()
+            began = time.perf_counter()
+        torch.mm(left, right)
+    torch.cuda.synchronize()
+    return {"tflop_per_s": rounds * 2 * MATRIX_SIDE**3 / 1e12 / (time.perf_counter() - began)}
+
+
+def _gpu(_: argparse.Namespace) -> dict[str, str]:
+    import torch
+
+    return {"name": torch.cuda.get_device_name()}
 
 
 def _stream(arguments: argparse.Namespace, *, on_disk: bool) -> dict[str, float]:
@@ -422,7 +482,7 @@ def _photos(folder: Path) -> list[Path]:
 
 def _repeated(photos: Path, folder: Path, count: int) -> None:
     """`count` files, the photos over and over, as links."""
-    files = _photos(photos)
+    files = _shuffled(photos)  # of every class, however few are taken
     for number in range(count):
         source = files[number % len(files)]
         target = folder / source.parent.name / f"{number:06d}{source.suffix}"
@@ -431,13 +491,10 @@ def _repeated(photos: Path, folder: Path, count: int) -> None:
 
 
 def _few(arguments: argparse.Namespace, scratch: Path) -> argparse.Namespace:
-    """The same with few photos, for what does not depend on their number."""
+    """The same with as many photos as epochs of a few seconds take, for what does not depend on their number."""
     folder = scratch / "few" / "FEW"
     if not folder.is_dir():
-        for number, file in enumerate(sorted(_photos(arguments.photos), key=lambda each: each.name)):
-            if number < FEW:
-                (folder / file.parent.name).mkdir(parents=True, exist_ok=True)
-                (folder / file.parent.name / file.name).symlink_to(file.absolute())
+        _repeated(arguments.photos, folder, FEW)
     return argparse.Namespace(**{**vars(arguments), "photos": folder})
 
 
@@ -496,13 +553,17 @@ PARTS: dict[str, Callable[[argparse.Namespace, Path], Iterable[dict[str, Any]]]]
     "ingest": _ingest,
     "epoch": _epoch,
     "memory": _memory,
+    "mfu": _mfu,
 }
-INNER: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
+INNER: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "loop": functools.partial(_loop, best=False),
     "best_loop": functools.partial(_loop, best=True),
     "stream": functools.partial(_stream, on_disk=False),
     "stream_disk": functools.partial(_stream, on_disk=True),
     "loader": _loader,
+    "vit_b_16": _vit_b_16,
+    "matrix": _matrix,
+    "gpu": _gpu,
 }
 
 if __name__ == "__main__":

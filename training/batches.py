@@ -44,28 +44,30 @@ class Batch(NamedTuple):
 class Pixels:
     """A split's decoded pictures, as they arrive."""
 
-    def __init__(self, feed: Any, split: str) -> None:
-        self._feed, self._split = feed, split
+    def __init__(self, feed: Any, split: str, *, pin: bool = False) -> None:
+        self._feed, self._split, self._pin = feed, split, pin
         self._blocks: list[tuple[np.ndarray, np.ndarray]] = []
         self._ends: list[int] = []
 
-    def rows(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def rows(self, places: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """Copy pictures out of their blocks; waits for those that are not decoded yet.
 
         Args:
             places: int [B], places in the split.
 
         Returns:
-            uint8 [B,3,H,W], and bool [B]: whether the picture could be read.
+            uint8 [B,3,H,W], in pinned memory where that was asked for: the only copy on the way to a GPU; and bool [B]:
+            whether the picture could be read.
         """
         self._fetch(int(places.max()))
         block_of = [bisect.bisect_right(self._ends, int(place)) for place in places]
         first = self._blocks[0][0]
-        pixels, readable = np.empty((len(places), *first.shape[1:]), dtype=np.uint8), np.empty(len(places), dtype=bool)
+        pixels = torch.empty((len(places), *first.shape[1:]), dtype=torch.uint8, pin_memory=self._pin)
+        filled, readable = pixels.numpy(), np.empty(len(places), dtype=bool)
         for row, (place, number) in enumerate(zip(places, block_of, strict=True)):
             block_pixels, block_readable = self._blocks[number]
             offset = int(place) - (self._ends[number] - len(block_readable))
-            pixels[row], readable[row] = block_pixels[offset], block_readable[offset]
+            filled[row], readable[row] = block_pixels[offset], block_readable[offset]
         return pixels, readable
 
     def _fetch(self, furthest: int) -> None:
@@ -184,7 +186,7 @@ def _batch(
 ) -> Batch:
     rows, readable = pixels.rows(places)
     return Batch(
-        pixels=torch.from_numpy(rows),
+        pixels=rows,
         labels=torch.from_numpy(labels[places]),
         weights=torch.from_numpy(weights * readable),
         share=share,

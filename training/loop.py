@@ -58,6 +58,7 @@ def train_loop(job: Job, *, attempt: str, start: str | None) -> None:
     from ray import train
     from ray.train.collective import broadcast_from_rank_zero
     from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
+    from ray.train.torch import get_device
 
     from training.batches import EvalBatches, Pixels, StopRequested, TrainBatches, until_stopped
     from training.epoch_report import DirectCheckpointIO, EpochReport, report
@@ -74,6 +75,7 @@ def train_loop(job: Job, *, attempt: str, start: str | None) -> None:
     torch.set_num_threads(threads_here(job.threads, workers=context.get_local_world_size(), cores=physical_cores()))
     folder = RunFolder(job.folder)
     on_gpu = torch.cuda.is_available() and config.trainer.device != "cpu"
+    device = get_device()
     precision = lightning_precision(config.trainer.precision, on_gpu=on_gpu)
     network = _network(job, config, spec, rank=rank)
     if precision == "bf16-mixed" and not on_gpu:
@@ -86,14 +88,14 @@ def train_loop(job: Job, *, attempt: str, start: str | None) -> None:
 
     epochs: EpochReport
     batches = TrainBatches(
-        Pixels(job.feed, "train"),
+        Pixels(job.feed, "train", pin=on_gpu),
         job.codes["train"],
         seed=config.seed,
         epoch=lambda: epochs.epoch,
         tick=tick,
         **place,
     )
-    validation_pixels = Pixels(job.feed, "val")
+    validation_pixels = Pixels(job.feed, "val", pin=on_gpu)
     validation = EvalBatches(validation_pixels, job.codes["val"], **place)
     module = ClassifierModule(network, config, steps_per_epoch=len(batches))
 
@@ -126,7 +128,7 @@ def train_loop(job: Job, *, attempt: str, start: str | None) -> None:
         plugins=[DirectCheckpointIO(), *([RayLightningEnvironment()] if world_size > 1 else [])],
         precision=precision,
         logger=_logger(config, folder) if rank == 0 else False,
-        callbacks=[*_averaging(config), watch, epochs],
+        callbacks=[*_averaging(config, device), watch, epochs],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -144,18 +146,18 @@ def train_loop(job: Job, *, attempt: str, start: str | None) -> None:
         )
         from training.finish import finish
 
-        test = EvalBatches(Pixels(job.feed, "test"), job.codes["test"], **place)
+        test = EvalBatches(Pixels(job.feed, "test", pin=on_gpu), job.codes["test"], **place)
         samples, _ = validation_pixels.rows(np.arange(min(_SAMPLES, len(job.codes["val"]))))
         finish(
             job,
             config,
             spec,
-            module.network,
+            module.network.to(device),  # Lightning leaves it on the CPU
             watch.follow(until_stopped(test, lambda step, steps: tick(epochs.epoch, step, steps))),
             folder,
             rank=rank,
             world_size=world_size,
-            samples=samples,
+            samples=samples.numpy(),
             tell=tell,
             agree=broadcast_from_rank_zero,
             writes=watch.writes,
@@ -212,12 +214,12 @@ def _freeze_unused(network: Any, spec: PreprocessSpec) -> None:
     network.train()
 
 
-def _averaging(config: TrainConfig) -> list[Any]:
+def _averaging(config: TrainConfig, device: Any) -> list[Any]:
     if config.model.average_decay is None:
         return []
     from training.averaging import WarmedUpAverage
 
-    return [WarmedUpAverage(decay=config.model.average_decay)]
+    return [WarmedUpAverage(decay=config.model.average_decay, device=device)]
 
 
 def _logger(config: TrainConfig, folder: Any) -> Any:

@@ -16,8 +16,8 @@ class _Pixels:
         self._pixels = np.arange(count, dtype=np.uint8)[:, None, None, None].repeat(3, 1)
         self._readable = np.array([place not in broken for place in range(count)])
 
-    def rows(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return self._pixels[places], self._readable[places]
+    def rows(self, places: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+        return torch.from_numpy(self._pixels[places]), self._readable[places]
 
 
 def _epoch(workers: int, count: int = 53, epoch: int = 1, broken: tuple[int, ...] = ()) -> list[list[Batch]]:

@@ -90,8 +90,8 @@ def _config(folder: Path) -> TrainConfig:
 
 
 class _Pixels:
-    def rows(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return PIXELS[places], np.ones(len(places), bool)
+    def rows(self, places: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+        return torch.from_numpy(PIXELS[places]), np.ones(len(places), bool)
 
 
 def _test_split() -> EvalBatches:

@@ -143,8 +143,8 @@ def test_a_network_that_answers_nan_has_answered(tmp_path: Path) -> None:
             return self.weight.expand(len(pixels), 2)
 
     class _Black:
-        def rows(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return np.zeros((len(places), 3, 4, 4), np.uint8), places != 1
+        def rows(self, places: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+            return torch.zeros((len(places), 3, 4, 4), dtype=torch.uint8), places != 1
 
     test = EvalBatches(_Black(), np.zeros(3, np.int64), batch_size=4, rank=0, world_size=1, pin=False)  # type: ignore[arg-type]
 
