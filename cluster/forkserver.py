@@ -28,11 +28,13 @@ from classifier.device import has_gpu_driver
 from cluster import worker_process
 from cluster.worker_process import COPIED, SCRIPT, SOCKET
 
-# What may differ from worker to worker: it is read when it is wanted, and the size of the terminal is no worker's business.
+# What may differ from worker to worker: it is read when it is wanted, or is no worker's business.
 # Anything else may have been read already, by what was imported here: a worker with another value is started anew.
 _OWN_VARIABLES = frozenset(
-    {"RAY_RAYLET_PID", "RAY_JOB_ID", "RAY_LD_PRELOAD_ON_WORKERS", "SPT_NOENV", SOCKET, SCRIPT, "COLUMNS", "LINES"}
+    {"RAY_JOB_ID", "RAY_LD_PRELOAD_ON_WORKERS", "SPT_NOENV", SOCKET, SCRIPT, "COLUMNS", "LINES", "PYTHONPATH"}
+    | {"_", "SHLVL", "PWD", "OLDPWD"}  # a runtime environment is entered by way of a shell
 )
+_RAYLET = "RAY_RAYLET_PID"
 # jemalloc, which pyarrow brings, has a new one made in a copy.
 _THREADS_THAT_MAY_BE = {"jemalloc_bg_thd"}
 _SENT_WITHIN_S = 5.0
@@ -43,13 +45,48 @@ _CHUNK_BYTES = 2**16
 _running: list[dict[str, str]] = []
 
 
-@contextlib.contextmanager
-def fork_server(modules: Sequence[str]) -> Iterator[None]:
-    """While it lasts, the workers of a Ray that is started here are copies of a process that has imported `modules`.
+@dataclass(frozen=True)
+class Raylet:
+    """What starts the workers of a cluster on this machine."""
 
-    Returns at once: the imports go on beside what the caller does. The environment must be as Ray's will be. Nothing happens
-    where a copy is not safe: elsewhere than on Linux, and beside a GPU, whose driver a copy cannot use when one of the
-    imports has woken it. Nor where CLASSIFIER_FORK_SERVER=0 is in the environment.
+    pid: int
+    environment: dict[str, str]  # what its workers inherit, with the job's own
+
+
+def find_raylet(port: str | None) -> Raylet | None:
+    """The raylet of this user on this machine, if there is one, and only one's environment can be meant.
+
+    Args:
+        port: of the cluster's head; None: any.
+    """
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if not words[0].endswith("/raylet/raylet"):
+                continue
+            head = next((word for word in words if word.startswith("--gcs-address=")), "")
+            if port is None or head.endswith(f":{port}"):
+                pairs = (pair.partition("=") for pair in (folder / "environ").read_text().split("\0") if "=" in pair)
+                environment = {name: value for name, _, value in pairs}
+                environment.pop("LD_PRELOAD", None)  # the raylet's own allocator
+                found.append(Raylet(int(folder.name), environment))
+        except OSError:  # it has ended, or is another user's
+            continue
+    return found[0] if len(found) == 1 else None
+
+
+@contextlib.contextmanager
+def fork_server(modules: Sequence[str], *, raylet: Raylet | None = None) -> Iterator[None]:
+    """While it lasts, Ray's workers on this machine are copies of a process that has imported `modules`.
+
+    Returns at once: the imports go on beside what the caller does. Nothing happens where a copy is not safe: elsewhere than
+    on Linux, and beside a GPU, whose driver a copy cannot use when one of the imports has woken it. Nor where
+    CLASSIFIER_FORK_SERVER=0 is in the environment.
+
+    Args:
+        modules: by their names.
+        raylet: the one that runs already. None: it will be started here, with this process's environment as it is now.
     """
     ray = importlib.util.find_spec("ray")
     if not _is_safe() or ray is None or ray.origin is None:
@@ -61,6 +98,7 @@ def fork_server(modules: Sequence[str]) -> Iterator[None]:
         listener.listen(_WAITING)
         server = subprocess.Popen(  # noqa: S603
             [sys.executable, "-m", "cluster.forkserver", str(listener.fileno()), *modules],
+            env=_environment(raylet),
             stdin=subprocess.PIPE,  # its end is the end of this process, however that comes
             pass_fds=[listener.fileno()],
             start_new_session=True,  # Ctrl-C is for the command
@@ -90,6 +128,22 @@ def worker_script() -> Iterator[str | None]:
             del os.environ[name]
 
 
+def for_joined_workers() -> tuple[dict[str, str], list[str]]:
+    """What a job's workers need on a cluster that runs already: variables, and modules beside the packages."""
+    if not _running:
+        return {}, []
+    return {SOCKET: _running[-1][SOCKET]}, [str(Path(__file__).with_name("sitecustomize.py"))]
+
+
+def _environment(raylet: Raylet | None) -> dict[str, str]:
+    """The workers', as far as it is known before; a worker whose raylet is gone ends itself."""
+    if raylet is None:  # here it is gone when the command is
+        return dict(os.environ) | {_RAYLET: str(os.getpid())}
+    root = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, [root, raylet.environment.get("PYTHONPATH")]))
+    return raylet.environment | {_RAYLET: str(raylet.pid), "PYTHONPATH": path}
+
+
 def _remove(address: str) -> None:
     with contextlib.suppress(OSError):
         Path(address).unlink()
@@ -104,7 +158,9 @@ def _is_safe() -> bool:
 class _Worker:
     """What Ray started, and what it inherited."""
 
+    script: str
     arguments: list[str]
+    prefix: str  # of its Python
     environment: dict[str, str]
     folder: str
     blocked_signals: list[int]
@@ -145,10 +201,10 @@ class _Worker:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, self.blocked_signals)
         _reseed()
-        script = os.environ[SCRIPT]
-        sys.argv = [script, *self.arguments]
-        sys.path.insert(0, str(Path(script).parent))
-        runpy.run_path(script, run_name="__main__")
+        sys.argv = [self.script, *self.arguments]
+        path = self.environment.get("PYTHONPATH", "").split(os.pathsep)
+        sys.path[:0] = [str(Path(self.script).parent), *(entry for entry in path if entry and entry not in sys.path)]
+        runpy.run_path(self.script, run_name="__main__")
 
 
 def _close(descriptors: Sequence[int]) -> None:
@@ -182,6 +238,8 @@ def _next_worker(listener: socket.socket) -> _Worker | None:
             connection.close()
             continue
         others = sorted(_differing(worker.environment, before))
+        if worker.prefix != sys.prefix:
+            others = ["Python"]
         if others:
             print(f"A worker is started anew: its {', '.join(others)} is not the command's.", file=sys.stderr)  # noqa: T201
         elif os.fork() == 0:
@@ -195,15 +253,15 @@ def _differing(environment: Mapping[str, str], before: Mapping[str, str]) -> set
 
     What the imports have set here, they have set in the command as well.
     """
-    differing = {key for key, _ in environment.items() ^ before.items()} - _OWN_VARIABLES
+    own = _OWN_VARIABLES | ({_RAYLET} if before[_RAYLET] == str(os.getppid()) else set())
+    differing = {key for key, _ in environment.items() ^ before.items()} - own
     return {key for key in differing if environment.get(key) != os.environ.get(key)}
 
 
 def _import(modules: Sequence[str]) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a copy has only the thread that made it
-    # Ray reads these once, when it is imported. A worker that was started for no job in particular takes any, and one whose
-    # raylet is gone ends itself: here the raylet is gone when the command is.
-    os.environ |= {"RAY_JOB_ID": "f" * 8, "RAY_RAYLET_PID": str(os.getppid())}
+    # Ray reads it once, when it is imported. A worker that was started for no job in particular takes any.
+    os.environ["RAY_JOB_ID"] = "f" * 8
     gc.disable()  # there is no garbage in modules, and looking for it takes a fifth of the time
     with _ids_from_elsewhere():
         for module in modules:

@@ -6,12 +6,13 @@ import os
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from classifier.errors import ClusterError, OutputError
 from cluster.address import find_cluster, use_token
-from cluster.forkserver import fork_server, worker_script
+from cluster.forkserver import find_raylet, for_joined_workers, fork_server, worker_script
 
 if TYPE_CHECKING:
     from cluster.sizing import Capacity
@@ -102,17 +103,22 @@ class Session:
 
 @contextlib.contextmanager
 def started_ahead(modules: Sequence[str], *, address: str | None) -> Iterator[None]:
-    """Have the workers of a Ray that `ray_session` starts later import `modules` only once, and beside what comes before.
+    """Have the workers that a later `ray_session` gets on this machine import `modules` only once, beside what comes before.
 
     Args:
         modules: by their names; what importing them does must be of use in every worker.
-        address: the same as `ray_session` gets; nothing is started for a cluster that runs already.
+        address: the same as `ray_session` gets.
     """
-    if address is not None:
-        yield
-        return
     _set_environment(address)
-    with fork_server(modules):
+    raylet = None
+    if address is not None:
+        port = address.rpartition(":")[2]
+        raylet = find_raylet(port if port.isdigit() else None)
+        if raylet is None:
+            yield
+            return
+        raylet = replace(raylet, environment=raylet.environment | _job_variables() | _own_variables())
+    with fork_server(modules, raylet=raylet):
         yield
 
 
@@ -147,10 +153,10 @@ def ray_session(*, address: str | None, admission_cpus: int | None) -> Iterator[
             "dashboard_host": "127.0.0.1",
         }
     else:
-        # Worker processes of a cluster that runs already have its environment, not ours.
-        variables = {key: os.environ[key] for key in _ENVIRONMENT if key not in _job_variables()}
+        copied, modules = for_joined_workers()
         # So that our code is on every machine, in the version that was started here.
-        options |= {"address": find_cluster(address), "runtime_env": {"env_vars": variables, "py_modules": _packages()}}
+        sent = {"env_vars": _own_variables() | copied, "py_modules": [*_packages(), *modules]}
+        options |= {"address": find_cluster(address), "runtime_env": sent}
     try:
         with _quick_start():
             context = ray.init(**options)
@@ -230,6 +236,11 @@ def _job_environment() -> dict[str, Any]:
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
     environment: dict[str, Any] = job.get("runtime_env") or {}
     return environment
+
+
+def _own_variables() -> dict[str, str]:
+    """What worker processes of a cluster that runs already are told: they have its environment, not ours."""
+    return {key: os.environ[key] for key in _ENVIRONMENT if key not in _job_variables()}
 
 
 def _job_variables() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What Ray starts as a worker where a fork server runs: it has a copy made of that process, and stays while the copy lives.
 
-It is run by its path, and takes as little time as a Python can: see `forkserver`.
+Takes as little time as a Python can: see `forkserver`. On a Ray of one's own it is run by its path; on a cluster that runs
+already the worker's Python finds `sitecustomize`, which comes here.
 """
 
 import json
@@ -8,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 
 SOCKET, SCRIPT = "CLASSIFIER_WORKER_SOCKET", "CLASSIFIER_WORKER_SCRIPT"  # environment variables
 COPIED = b"+"
@@ -17,15 +19,22 @@ _COPIED_WITHIN_S = 20.0
 
 def main() -> None:
     """Be a worker, as a copy or else as Ray would have started it."""
-    if not _is_copied():
-        script = os.environ[SCRIPT]
+    script = os.environ[SCRIPT]
+    if not is_copied(script, sys.argv[1:]):
         os.execv(sys.executable, [sys.executable, script, *sys.argv[1:]])  # noqa: S606
 
 
-def _is_copied() -> bool:
-    """Have a copy made; returns when it is over, or when there is none."""
+def is_copied(script: str, arguments: Sequence[str]) -> bool:
+    """Have a copy made that runs a script; returns when it is over, or when there is none.
+
+    Args:
+        script: the program of Ray's workers.
+        arguments: what follows it on the command line.
+    """
     inheritance = {
-        "arguments": sys.argv[1:],
+        "script": script,
+        "arguments": arguments,
+        "prefix": sys.prefix,
         "environment": dict(os.environ),
         "folder": os.getcwd(),  # noqa: PTH109  pathlib is an import
         "blocked_signals": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])],

@@ -1,7 +1,10 @@
 """Workers as copies of one process: with a real Ray, in a process of its own."""
 
+import contextlib
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -11,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster import forkserver
+from cluster import forkserver, worker_process
 from cluster.forkserver import fork_server, worker_script
 from tests.cluster.deployment import ROOT
 
@@ -126,6 +129,91 @@ def test_no_copies_where_they_would_not_be_whole(tmp_path: Path, module: str) ->
     seen = _look("unfit", path=tmp_path)
     assert not any("cluster.forkserver" in copy["line"] for copy in seen["copies"])
     assert len({copy["object"] for copy in seen["copies"]}) == 3
+
+
+_JOIN = """
+import json, os, sys
+import psutil
+from cluster.session import ray_session, started_ahead
+
+def main():
+    with started_ahead(["colorsys", "ray.data"], address=sys.argv[1]), ray_session(address=sys.argv[1], admission_cpus=None):
+        import ray
+
+        @ray.remote(num_cpus=0.1)
+        class Worker:
+            def look(self):
+                import classifier
+                return {
+                    "pid": os.getpid(),
+                    "line": psutil.Process().parent().cmdline(),
+                    "raylet": os.environ["RAY_RAYLET_PID"],
+                    "variable": os.environ.get("OF_ITS_OWN"),
+                    "packages": classifier.__file__,
+                    "modules": [name for name in ("colorsys",) if name in sys.modules],
+                }
+
+        shared = Worker.options(name="shared", namespace="n", lifetime="detached", get_if_exists=True).remote()
+        own = Worker.options(runtime_env={"env_vars": {"OF_ITS_OWN": "1"}}).remote()
+        workers = [shared, Worker.remote(), own]
+        print(json.dumps(ray.get([worker.look.remote() for worker in workers], timeout=50)))
+
+main()
+"""
+
+
+def test_workers_of_a_cluster_that_runs_already_are_copies_too() -> None:
+    """On the command's machine. What outlives the job is not lost with the process that it is a copy of."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "CLASSIFIER_"))}
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as name, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        free.close()
+        ray = str(Path(sys.executable).with_name("ray"))
+        start = ["start", "--head", f"--port={address.partition(':')[2]}", f"--temp-dir={name}", "--num-cpus=2"]
+        subprocess.run(
+            [ray, *start, "--include-dashboard=false", "--disable-usage-stats"],
+            env=clean, cwd=name, check=True, timeout=60, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            jobs = []
+            for _ in range(2):
+                done = subprocess.run(
+                    [sys.executable, "-c", _JOIN, address],
+                    env=clean | {"OF_THE_COMMAND": "1"},  # it is not the raylet's, and no worker has it
+                    cwd=ROOT, capture_output=True, text=True, timeout=100, check=False,
+                )  # fmt: skip
+                assert done.returncode == 0, done.stderr[-3000:]
+                jobs.append(json.loads(done.stdout.splitlines()[-1]))
+        finally:
+            for process in psutil.process_iter():
+                with contextlib.suppress(psutil.Error):
+                    if name in " ".join(process.cmdline()):
+                        process.kill()
+    (shared, plain, own), (again, _, _) = jobs
+    for copy in (shared, plain):
+        assert "cluster.forkserver" in copy["line"], copy
+        assert copy["modules"] == ["colorsys"]
+        assert copy["raylet"] != str(os.getpid()) and copy["raylet"] == own["raylet"]
+    assert "cluster.forkserver" not in own["line"] and own["variable"] == "1"
+    assert again["pid"] == shared["pid"]
+
+
+def test_a_machine_keeps_what_its_own_sitecustomize_does(tmp_path: Path) -> None:
+    """The one that travels with a job hides it, and must not take its place."""
+    (tmp_path / "sent").mkdir()
+    (tmp_path / "machine").mkdir()
+    shutil.copy(ROOT / "cluster/sitecustomize.py", tmp_path / "sent")
+    (tmp_path / "machine/sitecustomize.py").write_text("OF_THE_MACHINE = True\n")
+    path = f"{tmp_path}/sent:{tmp_path}/machine"
+    for nowhere in ("", str(tmp_path / "gone")):
+        done = subprocess.run(
+            [sys.executable, "-c", "import sitecustomize; assert sitecustomize.OF_THE_MACHINE", "default_worker.py"],
+            env=os.environ | {"PYTHONPATH": path, worker_process.SOCKET: nowhere},
+            timeout=30,
+            check=False,
+        )
+        assert done.returncode == 0
 
 
 def test_a_command_does_not_wait_for_what_it_does_not_need() -> None:
