@@ -238,7 +238,7 @@ def _next_worker(listener: socket.socket) -> _Worker | None:
             connection.close()
             continue
         others = sorted(_differing(worker.environment, before))
-        if worker.prefix != sys.prefix:
+        if worker.prefix != os.path.realpath(sys.prefix):
             others = ["Python"]
         if others:
             print(f"A worker is started anew: its {', '.join(others)} is not the command's.", file=sys.stderr)  # noqa: T201

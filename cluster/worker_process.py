@@ -34,7 +34,7 @@ def is_copied(script: str, arguments: Sequence[str]) -> bool:
     inheritance = {
         "script": script,
         "arguments": arguments,
-        "prefix": sys.prefix,
+        "prefix": os.path.realpath(sys.prefix),
         "environment": dict(os.environ),
         "folder": os.getcwd(),  # noqa: PTH109  pathlib is an import
         "blocked_signals": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])],

@@ -61,7 +61,7 @@ def main():
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             alive = {p.pid for p in psutil.Process(server).children()}
-            waiting = sum(p.cmdline()[1:2] == [worker_process.__file__] for p in below())
+            waiting = sum(line_of(p)[1:2] == [worker_process.__file__] for p in below())
             if not killed & alive and waiting == len(alive):
                 break
             time.sleep(0.1)
@@ -70,6 +70,12 @@ def main():
         os.kill(server, signal.SIGKILL)
         _, without = look(1)
     print(json.dumps({"job": job, "copies": copies, "own": own, "without": without}))
+
+def line_of(process):
+    try:
+        return process.cmdline()
+    except psutil.Error:  # it has ended meanwhile
+        return []
 
 def below():
     return [p for p in psutil.Process().children(recursive=True) if p.is_running() and p.status() != "zombie"]
