@@ -394,7 +394,7 @@ def _stream(arguments: argparse.Namespace, *, on_disk: bool) -> dict[str, float]
     import ray
 
     from classifier.processor import load_preprocess
-    from cluster.session import ray_session
+    from cluster.session import ray_session, started_ahead
     from cluster.sizing import admission_cpus, plan_training
     from training.batches import Pixels
     from training.feed import Feed, FeedPlan
@@ -404,6 +404,7 @@ def _stream(arguments: argparse.Namespace, *, on_disk: bool) -> dict[str, float]
     files = _shuffled(arguments.photos)[: ON_DISK if on_disk else None]
     size_bytes = sum(file.stat().st_size for file in files)
     with (
+        started_ahead(["training.ahead"], address=None),
         ray_session(address=None, admission_cpus=admission_cpus(physical_cores(), 1)) as session,
         tempfile.TemporaryDirectory(prefix="shards-") as shards,
     ):
