@@ -11,8 +11,9 @@ def keep_freed_memory() -> None:
     """Let this process use the memory of its last step for the next one.
 
     PyTorch asks for the tensors of each step anew on a CPU. glibc gives those of over 32 MB back to the system at once, and
-    the system clears each page when it is touched again: a quarter of a training step of MobileNet V2. Where there is
-    another C library, nothing happens.
+    the system clears each page when it is touched again: a quarter of a training step of MobileNet V2. In other threads
+    than the first one it needs MALLOC_ARENA_MAX=1 in the environment too, since their memory is given back in any case.
+    Where there is another C library, nothing happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -2,8 +2,10 @@
 
 import copy
 import ctypes
+import resource
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -89,3 +91,31 @@ def test_the_memory_of_a_step_is_used_again() -> None:
     }
 
     assert faults["kept"] < faults["given back"] / 4
+
+
+def test_the_memory_of_a_step_is_used_again_where_training_runs(ray_once: None) -> None:
+    """Training runs in a thread of a Ray worker, and glibc gives the memory of such threads back whatever it is told."""
+    import ray
+
+    if not hasattr(ctypes.CDLL(None), "mallopt"):
+        pytest.skip("this C library has no mallopt")
+
+    @ray.remote(num_cpus=0.01, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
+    def faults_in_a_thread() -> int:
+        counted: list[int] = []
+
+        def steps() -> None:
+            keep_freed_memory()
+            for count in (10, 5):
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+                for _ in range(count):
+                    torch.ones(20 << 20)  # 80 MiB: a large layer's output
+                counted.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+        thread = threading.Thread(target=steps)
+        thread.start()
+        thread.join()
+        return counted[1]
+
+    pages_of_five_steps = 5 * (80 << 20) // resource.getpagesize()
+    assert ray.get(faults_in_a_thread.remote(), timeout=60) < pages_of_five_steps / 20
