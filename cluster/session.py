@@ -42,10 +42,12 @@ _ENVIRONMENT = {
     # 10,000 rounds two get four fifths of it, and one alone loses nothing to speak of; with 3,000 it loses a tenth.
     "GOMP_SPINCOUNT": "10000",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    # Training runs in a thread of its worker, and glibc gives the memory of other threads than the first back at once
-    # (see `classifier/memory.py`): a sixth of a training step of MobileNet V2 went into pages that were cleared again.
-    "MALLOC_ARENA_MAX": "1",
 }
+
+# Training runs in a thread of its worker, and glibc gives the memory of other threads than the first back at once (see
+# `classifier/memory.py`): a sixth of a training step of MobileNet V2 went into pages that were cleared again. Not for an
+# endpoint, whose threads ask for memory all at a time.
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 
 # On one machine that we started there is no one to take a node away, so nothing need watch for it.
 _LOCAL_ENVIRONMENT = {
@@ -243,7 +245,8 @@ def _job_environment() -> dict[str, Any]:
 
 def _own_variables() -> dict[str, str]:
     """What worker processes of a cluster that runs already are told: they have its environment, not ours."""
-    return {key: os.environ[key] for key in _ENVIRONMENT if key not in _job_variables()}
+    keys = [*_ENVIRONMENT, *(key for key in ONE_ARENA if key in os.environ)]
+    return {key: os.environ[key] for key in keys if key not in _job_variables()}
 
 
 def _job_variables() -> dict[str, str]:

@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import functools
 import json
+import os
 import sys
 import threading
 import time
@@ -60,8 +61,10 @@ def _command(arguments: list[str], terminal: Terminal) -> int:
     if any(argument in ("-h", "--help") for argument in arguments):
         return _show_help(terminal)
     terminal.say("Reading the settings ...")
-    from cluster.session import address_from_environment, started_ahead
+    from cluster.session import ONE_ARENA, address_from_environment, started_ahead
 
+    for name, value in ONE_ARENA.items():
+        os.environ.setdefault(name, value)
     with started_ahead(["training.ahead"], address=address_from_environment()):
         from training.settings import read_settings
 
