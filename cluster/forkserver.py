@@ -62,12 +62,16 @@ def find_raylet(port: str | None) -> Raylet | None:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            words = os.fsdecode((folder / "cmdline").read_bytes()).split("\0")
             if not words[0].endswith("/raylet/raylet"):
                 continue
             head = next((word for word in words if word.startswith("--gcs-address=")), "")
             if port is None or head.endswith(f":{port}"):
-                pairs = (pair.partition("=") for pair in (folder / "environ").read_text().split("\0") if "=" in pair)
+                pairs = (
+                    pair.partition("=")
+                    for pair in os.fsdecode((folder / "environ").read_bytes()).split("\0")
+                    if "=" in pair
+                )
                 environment = {name: value for name, _, value in pairs}
                 environment.pop("LD_PRELOAD", None)  # the raylet's own allocator
                 found.append(Raylet(int(folder.name), environment))

@@ -222,6 +222,20 @@ def test_a_machine_keeps_what_its_own_sitecustomize_does(tmp_path: Path) -> None
         assert done.returncode == 0
 
 
+def test_a_raylet_may_have_any_bytes_in_its_environment() -> None:
+    """A name in another encoding than the command's is no reason to end with a traceback."""
+    line = ["/opt/raylet/raylet", "-c", "import time; time.sleep(60)", "--gcs-address=127.0.0.1:1"]
+    with subprocess.Popen(line, executable=sys.executable, env={b"ODD": b"\xff=1"}) as process:
+        try:
+            deadline = time.monotonic() + 10
+            while (found := forkserver.find_raylet("1")) is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+        finally:
+            process.kill()
+    assert found is not None and found.pid == process.pid
+    assert os.fsencode(found.environment["ODD"]) == b"\xff=1"
+
+
 def test_a_command_does_not_wait_for_what_it_does_not_need() -> None:
     """A setting that is wrong is said at once, though the imports take seconds."""
     with fork_server(["training.ahead"]):

@@ -100,7 +100,7 @@ def test_the_memory_of_a_step_is_used_again_where_training_runs(ray_once: None) 
     if not hasattr(ctypes.CDLL(None), "mallopt"):
         pytest.skip("this C library has no mallopt")
 
-    @ray.remote(num_cpus=0.01, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
+    @ray.remote(num_cpus=0.01)
     def faults_in_a_thread() -> int:
         counted: list[int] = []
 
