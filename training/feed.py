@@ -90,6 +90,7 @@ class Feed:
         self._stopping = self._has_stopped = False
         self._ceiling: tuple[int, int] | None = None
         self._events: list[dict[str, Any]] = []
+        self._told = asyncio.Event()
         self._fault: dict[str, Any] | None = None
         self._failures = 0
         self._room: Any = None
@@ -183,7 +184,7 @@ class Feed:
         """Workers failed (rank -> what happened, as a predicate), or with no rank, -1, what runs them."""
         self._failures, self._fault = self._failures + 1, None
         text = ". ".join(f"{self._name_of(rank)} {what}" for rank, what in sorted(said.items()))
-        self._events.append({"kind": "failure", "text": text, "number": self._failures})
+        await self.post({"kind": "failure", "text": text, "number": self._failures})
 
     async def lose(self, attempt: str, error: BaseException) -> None:
         """A block is gone, and Ray could not make it again: the next attempt gets them all anew."""
@@ -196,7 +197,7 @@ class Feed:
         is_first = not book.rows
         book.add(split, machine, found)
         if is_first:
-            self._events.append({"kind": "note", "text": first_note(book.rows[0])})
+            await self.post({"kind": "note", "text": first_note(book.rows[0])})
         said = book.too_many()
         if said is not None and self._decoding.failure is None:
             self._decoding.failure = DatasetError(said)
@@ -250,11 +251,20 @@ class Feed:
         await self.give_room_back()
 
     async def post(self, event: dict[str, Any]) -> None:
-        """A worker tells the user something; see `progress.Progress`."""
+        """A worker tells the user something; see `progress.EpochProgress`."""
         self._events.append(event)
+        self._told.set()
 
-    async def status(self, since: int) -> dict[str, Any]:
-        """How far training is, and the events from number `since` on."""
+    async def wake(self) -> None:
+        """Whoever waits for an event is to wait no longer."""
+        self._told.set()
+
+    async def status(self, since: int, *, wait_s: float = 0.0) -> dict[str, Any]:
+        """How far training is, and the events from number `since` on; waits for one, at most `wait_s`."""
+        if wait_s and len(self._events) <= since:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._told.wait(), wait_s)
+            self._told.clear()  # not before: it may be set already, for whoever asks next
         return {
             "place": max(self._places(), default=None),
             "steps": self._steps,

@@ -14,7 +14,9 @@ from cluster.terminal import Terminal
 if TYPE_CHECKING:
     from training.catalog import Catalog
 
-_POLL_S = 0.2
+# How far training is, is asked this often: for the bar of a terminal, or only for a worker that hangs. What there is to
+# tell comes at once.
+_BAR_S, _QUIET_S = 0.5, 2.0
 
 
 class EpochProgress:
@@ -80,19 +82,22 @@ class EpochProgress:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
+        with contextlib.suppress(Exception):  # it is gone: then nobody waits for it
+            self._feed.wake.remote()
         self._thread.join(timeout=10)
         self._live.stop()
 
     def _watch(self) -> None:
         import ray
 
-        while not self._over.wait(_POLL_S):
+        wait_s = _BAR_S if self._terminal.is_interactive else _QUIET_S
+        while not self._over.is_set():
             try:
-                self._show(ray.get(self._feed.status.remote(self._seen), timeout=10))
+                self._show(ray.get(self._feed.status.remote(self._seen, wait_s=wait_s), timeout=10))
             except Exception:
                 if self._over.is_set() or not ray.is_initialized():
                     return
-                time.sleep(1)  # the actor is busy or gone; the run itself will say which
+                self._over.wait(1)  # the actor is busy or gone; the run itself will say which
         try:
             self._show(ray.get(self._feed.status.remote(self._seen), timeout=10))
         except Exception:

@@ -1,6 +1,7 @@
 """The workers agree on the step at which they stop."""
 
 import asyncio
+from typing import Any
 import errno
 import threading
 from collections.abc import Iterator
@@ -212,3 +213,22 @@ def test_too_many_unreadable_pictures_end_the_run_at_the_next_step() -> None:
     assert [event["text"] for event in asyncio.run(story())] == [
         "A picture cannot be read any more: c (cannot be opened: gone, on node-3). Such pictures are left out and counted."
     ]
+
+
+def test_news_comes_at_once_and_nobody_waits_at_the_end() -> None:
+    """Who watches asks seldom: an epoch's line must not wait for the next question, nor the end of the run for an answer."""
+
+    async def story() -> list[list[dict[str, Any]]]:
+        feed = await _feed()
+        answers = []
+        for tell in (feed.post({"kind": "note"}), feed.wake()):
+            waiting = asyncio.ensure_future(feed.status(len(answers), wait_s=60))
+            await asyncio.sleep(0.05)
+            assert not waiting.done()
+            await tell
+            answers.append((await asyncio.wait_for(waiting, 5))["events"])
+        await feed.wake()  # before it is asked
+        answers.append((await asyncio.wait_for(feed.status(1, wait_s=60), 5))["events"])
+        return answers
+
+    assert asyncio.run(story()) == [[{"kind": "note"}], [], []]
