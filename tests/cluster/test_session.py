@@ -87,7 +87,7 @@ def test_with_the_token_it_joins_and_sees_both_nodes(cluster: TwoNodes) -> None:
     assert joined == {
         "cpus": 2.0,
         "nodes": [1.0, 1.0],
-        "seen": "0.1",
+        "seen": "0.25",
         "here": False,
         "dashboard": cluster.dashboard,
     }

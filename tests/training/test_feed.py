@@ -1,12 +1,12 @@
 """The workers agree on the step at which they stop."""
 
 import asyncio
-from typing import Any
 import errno
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
