@@ -67,12 +67,8 @@ def find_raylet(port: str | None) -> Raylet | None:
                 continue
             head = next((word for word in words if word.startswith("--gcs-address=")), "")
             if port is None or head.endswith(f":{port}"):
-                pairs = (
-                    pair.partition("=")
-                    for pair in os.fsdecode((folder / "environ").read_bytes()).split("\0")
-                    if "=" in pair
-                )
-                environment = {name: value for name, _, value in pairs}
+                variables = os.fsdecode((folder / "environ").read_bytes()).split("\0")
+                environment = dict(variable.split("=", 1) for variable in variables if "=" in variable)
                 environment.pop("LD_PRELOAD", None)  # the raylet's own allocator
                 found.append(Raylet(int(folder.name), environment))
         except OSError:  # it has ended, or is another user's

@@ -45,11 +45,6 @@ _ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
 
-# Training runs in a thread of its worker, and glibc gives the memory of other threads than the first back at once (see
-# `classifier/memory.py`): a sixth of a training step of MobileNet V2 went into pages that were cleared again. Not for an
-# endpoint, whose threads ask for memory all at a time.
-ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
-
 # On one machine that we started there is no one to take a node away, so nothing need watch for it.
 _LOCAL_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -57,6 +52,7 @@ _LOCAL_ENVIRONMENT = {
     # a network's threads wait for the one whose core it took.
     "RAY_worker_niceness": "0",
 }
+_ARENAS = "MALLOC_ARENA_MAX"
 # The dashboard is ten processes, which are never waited for.
 _DASHBOARD_NICENESS = 10
 # Work that is over before has no use for a dashboard, whose start takes a core for some seconds.
@@ -105,6 +101,16 @@ class Session:
         except Exception:
             traceback.print_exc()  # to the log: the work goes on without it, or is over
         self._over.wait()  # Ray has Linux end the dashboard with the thread that started it
+
+
+def use_one_arena() -> None:
+    """Have the processes of a later `started_ahead` and `ray_session` take the memory of all their threads from one place.
+
+    Training runs in a thread of its worker, and glibc gives the memory of other threads than the first back at once (see
+    `classifier/memory.py`): a sixth of a training step of MobileNet V2 went into pages that were cleared again. Not for an
+    endpoint, whose threads ask for memory all at a time.
+    """
+    os.environ.setdefault(_ARENAS, "1")
 
 
 @contextlib.contextmanager
@@ -246,8 +252,8 @@ def _job_environment() -> dict[str, Any]:
 
 def _own_variables() -> dict[str, str]:
     """What worker processes of a cluster that runs already are told: they have its environment, not ours."""
-    keys = [*_ENVIRONMENT, *(key for key in ONE_ARENA if key in os.environ)]
-    return {key: os.environ[key] for key in keys if key not in _job_variables()}
+    told = [key for key in (*_ENVIRONMENT, _ARENAS) if key in os.environ]
+    return {key: os.environ[key] for key in told if key not in _job_variables()}
 
 
 def _job_variables() -> dict[str, str]:

@@ -47,9 +47,9 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def ray_once() -> Iterator[None]:
     """One Ray for the whole session: starting it takes seconds. Its dashboard is there: it tells of tasks, too."""
-    from cluster.session import ONE_ARENA, ray_session, started_ahead
+    from cluster.session import ray_session, started_ahead, use_one_arena
 
-    os.environ.update(ONE_ARENA)
+    use_one_arena()
     with started_ahead(["training.ahead"], address=None), ray_session(address=None, admission_cpus=6) as session:
         is_up = threading.Event()
         session.show_dashboard(lambda _: is_up.set())

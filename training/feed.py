@@ -65,6 +65,11 @@ class Worker:
         return time.monotonic() - self._heard_s > 3 * BEAT_S
 
 
+async def _wait(*, for_event: asyncio.Event, at_most_s: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(for_event.wait(), at_most_s)
+
+
 class Decoding:
     """One pass over all pictures. Another one begins when blocks of it were lost: what the older one still gives is dropped."""
 
@@ -131,8 +136,7 @@ class Feed:
         """
         if self._decoding.failure is None and len(self._decoding.blocks[split]) <= since:
             self._changed.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), _POLL_S)
+            await _wait(for_event=self._changed, at_most_s=_POLL_S)
         if self._decoding.failure is not None:
             raise self._decoding.failure
         return self._decoding.blocks[split][since:]
@@ -164,8 +168,7 @@ class Feed:
 
     async def is_seen(self) -> bool:
         """Whether there is a dashboard; waits for one, at most `_POLL_S`."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._is_seen.wait(), _POLL_S)
+        await _wait(for_event=self._is_seen, at_most_s=_POLL_S)
         return self._is_seen.is_set()
 
     async def beat(self, attempt: str, rank: int, doing: tuple[int, int, int] | None, since_s: float) -> None:
@@ -262,8 +265,7 @@ class Feed:
     async def status(self, since: int, *, wait_s: float = 0.0) -> dict[str, Any]:
         """How far training is, and the events from number `since` on; waits for one, at most `wait_s`."""
         if wait_s and len(self._events) <= since:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._told.wait(), wait_s)
+            await _wait(for_event=self._told, at_most_s=wait_s)
             self._told.clear()  # not before: it may be set already, for whoever asks next
         return {
             "place": max(self._places(), default=None),

@@ -8,7 +8,6 @@ import contextlib
 import datetime
 import functools
 import json
-import os
 import sys
 import threading
 import time
@@ -61,10 +60,9 @@ def _command(arguments: list[str], terminal: Terminal) -> int:
     if any(argument in ("-h", "--help") for argument in arguments):
         return _show_help(terminal)
     terminal.say("Reading the settings ...")
-    from cluster.session import ONE_ARENA, address_from_environment, started_ahead
+    from cluster.session import address_from_environment, started_ahead, use_one_arena
 
-    for name, value in ONE_ARENA.items():
-        os.environ.setdefault(name, value)
+    use_one_arena()
     with started_ahead(["training.ahead"], address=address_from_environment()):
         from training.settings import read_settings
 

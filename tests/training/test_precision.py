@@ -101,12 +101,12 @@ def test_the_memory_of_a_step_is_used_again_where_training_runs(ray_once: None) 
         pytest.skip("this C library has no mallopt")
 
     @ray.remote(num_cpus=0.01)
-    def faults_in_a_thread() -> int:
+    def faults_in_a_thread() -> list[int]:
         counted: list[int] = []
 
         def steps() -> None:
             keep_freed_memory()
-            for count in (10, 20):
+            for count in (10, 5, 5, 5, 5):
                 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
                 for _ in range(count):
                     torch.ones(20 << 20)  # 80 MiB: a large layer's output
@@ -115,8 +115,8 @@ def test_the_memory_of_a_step_is_used_again_where_training_runs(ray_once: None) 
         thread = threading.Thread(target=steps)
         thread.start()
         thread.join()
-        return counted[1]
+        return counted[1:]
 
-    # Another thread's small allocation may split what a step left free, and then one step takes new memory: not each.
-    pages_of_all_steps = 20 * (80 << 20) // resource.getpagesize()
-    assert ray.get(faults_in_a_thread.remote(), timeout=60) < pages_of_all_steps / 3
+    # The least of them: another thread's small allocation may split what a step left free, and one step takes new memory.
+    pages_of_five_steps = 5 * (80 << 20) // resource.getpagesize()
+    assert min(ray.get(faults_in_a_thread.remote(), timeout=60)) < pages_of_five_steps / 20
