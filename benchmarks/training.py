@@ -318,7 +318,7 @@ def _loop(arguments: argparse.Namespace, *, best: bool) -> dict[str, float]:
     from transformers import AutoModelForImageClassification
 
     from classifier.memory import keep_freed_memory
-    from training.precision import keep_depthwise_in_float32, lightning_precision
+    from training.precision import keep_slow_in_float32, lightning_precision
 
     if best:
         keep_freed_memory()
@@ -333,7 +333,7 @@ def _loop(arguments: argparse.Namespace, *, best: bool) -> dict[str, float]:
     if best:
         network = network.to(memory_format=torch.channels_last)
         if not ON_GPU:
-            keep_depthwise_in_float32(network)
+            keep_slow_in_float32(network)
         pixels = pixels.contiguous(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=best)
     bf16 = lightning_precision("auto", on_gpu=ON_GPU) == "bf16-mixed" and best

@@ -64,7 +64,7 @@ def train_loop(job: Job, *, attempt: str, start: str | None) -> None:
     from training.epoch_report import DirectCheckpointIO, EpochReport, report
     from training.failures import patiently
     from training.module import ClassifierModule
-    from training.precision import keep_depthwise_in_float32, lightning_precision
+    from training.precision import keep_slow_in_float32, lightning_precision
     from training.run_folder import RunFolder
     from training.watch import Watch
 
@@ -79,7 +79,7 @@ def train_loop(job: Job, *, attempt: str, start: str | None) -> None:
     precision = lightning_precision(config.trainer.precision, on_gpu=on_gpu)
     network = _network(job, config, spec, rank=rank)
     if precision == "bf16-mixed" and not on_gpu:
-        keep_depthwise_in_float32(network)
+        keep_slow_in_float32(network)
     place = {"rank": rank, "world_size": world_size, "batch_size": config.data.batch_size, "pin": on_gpu}
 
     def tick(epoch: int, step: int, steps: int) -> bool:

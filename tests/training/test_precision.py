@@ -6,13 +6,15 @@ import resource
 import subprocess
 import sys
 import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from classifier.memory import keep_freed_memory
-from training.precision import keep_depthwise_in_float32
+from training.precision import keep_slow_in_float32
 
 
 def _network() -> nn.Sequential:
@@ -38,7 +40,7 @@ def _outputs(network: nn.Sequential) -> list[Tensor]:
 def test_depthwise_convolutions_that_a_cpu_is_slow_at_stay_in_float32() -> None:
     """Those with a stride or a large kernel; the others are faster in bf16."""
     network = _network()
-    keep_depthwise_in_float32(network)
+    keep_slow_in_float32(network)
 
     kinds = [output.dtype for output in _outputs(network)]
 
@@ -48,7 +50,7 @@ def test_depthwise_convolutions_that_a_cpu_is_slow_at_stay_in_float32() -> None:
 def test_their_weights_keep_their_names_and_are_copied_with_the_network() -> None:
     """Checkpoints fit, and the moving average's copy computes with its own weights."""
     plain, network = _network(), _network()
-    keep_depthwise_in_float32(network)
+    keep_slow_in_float32(network)
     averaged = copy.deepcopy(network)
     with torch.no_grad():
         averaged[1].weight.zero_()
@@ -58,6 +60,90 @@ def test_their_weights_keep_their_names_and_are_copied_with_the_network() -> Non
     pixels = torch.rand(2, 3, 33, 33)
     assert torch.equal(network(pixels), plain(pixels))
     assert not torch.equal(averaged(pixels), plain(pixels))
+
+
+def _attention_classifier(kind: str) -> Any:
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    bias = {"use_relative_position_bias": True}
+    fields: dict[str, Any] = {"beit": bias, "data2vec-vision": bias}.get(kind, {})
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    torch.manual_seed(0)
+    network = AutoModelForImageClassification.from_config(
+        AutoConfig.for_model(kind, image_size=32, patch_size=8, num_labels=3, **size, **fields)
+    )
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.1)  # a bias starts as zero
+    return network
+
+
+def _kinds_attended_in(network: Any, monkeypatch: pytest.MonkeyPatch) -> set[torch.dtype]:
+    """Of the queries, in a step with bf16."""
+    kinds: list[torch.dtype] = []
+    fused = torch.nn.functional.scaled_dot_product_attention
+
+    def noting(query: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        output: Tensor = fused(query, *arguments, **options)
+        kinds.append(output.dtype)
+        return output
+
+    with monkeypatch.context() as patch, torch.autocast("cpu", dtype=torch.bfloat16):
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", noting)
+        network(pixel_values=torch.rand(2, 3, 32, 32)).logits.float().sum().backward()
+    assert len(kinds) == 2  # layers
+    return set(kinds)
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2", "beit"])
+def test_attention_that_a_cpu_is_slow_at_stays_in_float32(
+    kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It gives the same answers, also with a bias for positions, and leaves no trace in the model's config."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    plain, network = _attention_classifier(kind).eval(), _attention_classifier(kind).eval()
+    assert _kinds_attended_in(plain, monkeypatch) == {torch.bfloat16}
+    keep_slow_in_float32(network)
+
+    assert _kinds_attended_in(network, monkeypatch) == {torch.float32}
+
+    pixels = torch.rand(2, 3, 32, 32)
+    assert torch.equal(network(pixel_values=pixels).logits, plain(pixel_values=pixels).logits)
+    saved = [folder / "config.json" for folder in (tmp_path / "plain", tmp_path / "network")]
+    plain.save_pretrained(saved[0].parent)
+    network.save_pretrained(saved[1].parent)
+    assert saved[0].read_bytes() == saved[1].read_bytes()
+
+
+def test_a_mask_in_bf16_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a layer computes in a step with bf16; PyTorch refuses a mask of another type than the queries'."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    network = _attention_classifier("beit")
+    keep_slow_in_float32(network)
+    for module in network.modules():
+        if type(module).__name__ == "BeitRelativePositionBias":
+            module.register_forward_hook(lambda *call: call[-1].bfloat16())
+
+    assert _kinds_attended_in(network, monkeypatch) == {torch.float32}
+
+
+def test_a_model_with_an_attention_of_its_own_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    network = _attention_classifier("data2vec-vision")
+    keep_slow_in_float32(network)
+
+    assert _kinds_attended_in(network, monkeypatch) == {torch.bfloat16}
+    assert not caplog.records
+
+
+def test_attention_is_in_bf16_where_the_cpu_multiplies_whole_blocks_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AMX."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_bf16": True})
+    network = _attention_classifier("vit")
+    keep_slow_in_float32(network)
+
+    assert _kinds_attended_in(network, monkeypatch) == {torch.bfloat16}
 
 
 _PAGES = """
