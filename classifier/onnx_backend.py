@@ -8,6 +8,9 @@ import numpy as np
 
 from classifier.errors import BadModelFolder
 
+# Pictures at a time: what a layer writes of more no longer lies in a core's cache when the next one reads it.
+_CHUNK = 8
+
 
 class OnnxBackend:
     """A session over the bytes of a `model.onnx`; safe for concurrent calls.
@@ -41,8 +44,8 @@ class OnnxBackend:
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:  # uint8 [B,3,H,W] -> float32 [B,C]
         """The probability of every class for every picture."""
-        answer: np.ndarray = self._session.run(["probabilities"], {"pixels": pixels})[0]
-        return answer
+        chunks = (pixels[start : start + _CHUNK] for start in range(0, max(1, len(pixels)), _CHUNK))
+        return np.concatenate([self._session.run(["probabilities"], {"pixels": chunk})[0] for chunk in chunks])
 
 
 def _cores() -> int:
