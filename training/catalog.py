@@ -23,7 +23,7 @@ from classifier.errors import BadImage, DatasetError, OutputError
 from cluster.bucket import Bucket, open_place
 from training.config import DataConfig
 from training.inspection import ROW
-from training.listing import FEWEST_PICTURES, NO_PICTURE_SUFFIX, Entry, refuse_small_classes
+from training.listing import FEWEST_PICTURES, NO_PICTURE_SUFFIX, refuse_small_classes
 from training.root import Root
 from training.split import SPLITS, split_pictures
 
@@ -32,15 +32,8 @@ SET_ASIDE, CONFLICTS = "set_aside.csv", "conflicts.csv"
 
 _SCHEMA = pa.schema([*ROW, pa.field("split", pa.string()), pa.field("state", pa.string())])
 
-_LISTED = pa.schema(
-    [
-        *(ROW.field(name) for name in ("path", "label", "size_bytes", "modified_ns")),
-        pa.field("aside", pa.string()),  # why it is not even opened
-    ]
-)
-
-# (pictures to look at, their root) -> their rows; `inspection.inspect` does it on Ray.
-Inspect = Callable[[list[Entry], Root], pa.Table]
+# (listing of the pictures to look at, their root) -> their rows; `inspection.inspect` does it on Ray.
+Inspect = Callable[[pa.Table, Root], pa.Table]
 
 
 @dataclass(frozen=True)
@@ -62,8 +55,8 @@ class Catalog:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Split -> class -> pictures, `set_aside` -> reason -> files."""
-        counts = {split: Counter(self.pictures(split)["label"].to_pylist()) for split in SPLITS}
-        counts["set_aside"] = Counter(reason for reason in self.table["reason"].to_pylist() if reason)
+        counts = {split: _counted(self.pictures(split)["label"]) for split in SPLITS}
+        counts["set_aside"] = _counted(self.table["reason"].drop_null())
         return {key: dict(sorted(counter.items())) for key, counter in counts.items()}
 
     def lists(self) -> dict[str, pa.Table]:
@@ -95,7 +88,7 @@ def prepare_catalog(
     name: str,
     *,
     root: Root,
-    entries: list[Entry],
+    listing: pa.Table,
     metadata: str | Path,
     config: DataConfig,
     seed: int,
@@ -106,7 +99,7 @@ def prepare_catalog(
     Args:
         name: the dataset.
         root: its folder or bucket, as `find_dataset` gives it.
-        entries: the files there, as `list_dataset` met them.
+        listing: the files there, as `list_dataset` met them and `tabulate` holds them.
         metadata: where catalogs are kept, `metadata/NAME/`; a folder or URL.
         config: shares of the split, largest picture, largest share of bad ones.
         seed: of the split.
@@ -121,10 +114,11 @@ def prepare_catalog(
     kept = open_place(metadata, key="paths.metadata")
     folder = kept.below(name) if isinstance(kept, Bucket) else kept / name
     policy = {"max_pixels": config.max_pixels, "split": config.split.model_dump(), "seed": seed}
+    digest = _listing_digest(listing)
     known = _read(folder)
     if known is not None:
         table, info = known
-        is_same = info.get("listing") == _listing_digest(entries) and info.get("policy") == policy
+        is_same = info.get("listing") == digest and info.get("policy") == policy
         if is_same and not _has_unopened(table):
             _check(name, root, table, max_bad_share=config.max_bad_share)
             return _catalog(name, root, folder, table, seed=seed, reused=True)
@@ -132,19 +126,18 @@ def prepare_catalog(
         found = _opened(table) if same_limits else ROW.empty_table()
     else:
         found = ROW.empty_table()
-    listed = _listed(entries)
-    places = _places(listed, found)
-    fresh = pc.indices_nonzero(pc.and_(pc.is_null(listed["aside"]), pc.is_null(places))).to_pylist()
+    places = _places(listing, found)
+    fresh = listing.filter(pc.and_(pc.is_null(listing["aside"]), pc.is_null(places)))
     found = found.take(places.drop_null())
-    if fresh:
-        found = pa.concat_tables([found, inspect([entries[place] for place in fresh], root)])
-    table = _table(listed, found)
-    del listed, found
+    if len(fresh):
+        found = pa.concat_tables([found, inspect(fresh, root)])
+    table = _table(listing, found)
+    del fresh, found
     pa.default_memory_pool().release_unused()
     _check(name, root, table, max_bad_share=config.max_bad_share)
     table = _with_splits(table, config=config, seed=seed)
     catalog = _catalog(name, root, folder, table, seed=seed, reused=False)
-    _write(catalog, listing=_listing_digest(entries), policy=policy)
+    _write(catalog, listing=digest, policy=policy)
     return catalog
 
 
@@ -154,6 +147,10 @@ def write_summaries(folder: Path, catalog: Catalog) -> None:
     (folder / INFO).write_text(yaml.safe_dump(catalog.info(), sort_keys=False))
     for name, table in catalog.lists().items():
         write_csv(table, folder / name)
+
+
+def _counted(values: pa.ChunkedArray) -> dict[str, int]:
+    return {found["values"]: found["counts"] for found in pc.value_counts(values).to_pylist()}
 
 
 def _opened(table: pa.Table) -> pa.Table:
@@ -167,37 +164,24 @@ def _has_unopened(table: pa.Table) -> bool:
     return bool(candidates["sha256"].null_count)
 
 
-def _listed(entries: list[Entry]) -> pa.Table:
-    """The entries in Arrow's form, a thousand at a time: as Python's objects rows take ten times their room."""
-    parts = [_LISTED.empty_table()]
-    for start in range(0, len(entries), 1000):
-        rows = [
-            (entry.path, entry.label, entry.size_bytes, entry.modified_ns, entry.reason)
-            for entry in entries[start : start + 1000]
-        ]
-        columns = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), _LISTED, strict=True)]
-        parts.append(pa.Table.from_arrays(columns, schema=_LISTED))
-    return pa.concat_tables(parts).combine_chunks()
-
-
-def _places(listed: pa.Table, found: pa.Table) -> pa.ChunkedArray:
+def _places(listing: pa.Table, found: pa.Table) -> pa.ChunkedArray:
     """Where in `found` each file that was met is; null where it is not, or has changed."""
-    places = pc.index_in(listed["path"], value_set=found["path"].combine_chunks())
+    places = pc.index_in(listing["path"], value_set=found["path"].combine_chunks())
     before = found.select(["size_bytes", "modified_ns"]).take(places)
-    same = [pc.equal(listed[name], before[name]) for name in before.column_names]
+    same = [pc.equal(listing[name], before[name]) for name in before.column_names]
     return pc.if_else(pc.fill_null(pc.and_(*same), fill_value=False), places, None)
 
 
-def _table(listed: pa.Table, found: pa.Table) -> pa.Table:
+def _table(listing: pa.Table, found: pa.Table) -> pa.Table:
     """A row for each file that was met, with what its content said."""
-    content = found.take(_places(listed, found))
-    reason = pc.coalesce(listed["aside"], content["reason"])
+    content = found.take(_places(listing, found))
+    reason = pc.coalesce(listing["aside"], content["reason"])
     own = {
         "reason": reason,
         "state": pc.if_else(pc.is_valid(reason), "set_aside", "used"),
-        "split": pa.nulls(len(listed), pa.string()),
+        "split": pa.nulls(len(listing), pa.string()),
     }
-    met = {name: listed[name] for name in ("path", "label", "size_bytes", "modified_ns")}
+    met = {name: listing[name] for name in ("path", "label", "size_bytes", "modified_ns")}
     columns = dict(zip(content.column_names, content.columns, strict=True)) | met | own
     return pa.table([columns[name] for name in _SCHEMA.names], schema=_SCHEMA)
 
@@ -271,10 +255,10 @@ def _catalog(name: str, root: Root, folder: Root, table: pa.Table, *, seed: int,
     )
 
 
-def _listing_digest(entries: list[Entry]) -> str:
+def _listing_digest(listing: pa.Table) -> str:
     digest = hashlib.sha256()
-    for entry in entries:
-        digest.update(json.dumps(entry).encode())
+    for row in _rows(listing):
+        digest.update(json.dumps(list(row.values())).encode())
     return "sha256:" + digest.hexdigest()
 
 

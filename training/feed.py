@@ -10,12 +10,15 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from classifier.errors import DatasetError
 from classifier.preprocess import PreprocessSpec
 from training.root import Root
 from training.unreadable import Unreadable, UnreadableBook, first_note
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # A worker asks again after this long: a wait never outlives its reason unseen.
 _POLL_S = 10.0
@@ -30,7 +33,7 @@ class FeedPlan:
     """What to decode, and how."""
 
     root: Root
-    splits: dict[str, list[str]]  # split -> paths, in the order in which they are decoded
+    splits: "dict[str, pa.Array]"  # split -> paths, in the order in which they are decoded
     spec: PreprocessSpec
     mean_bytes: float  # the size of a picture's file
     decode_cpus: float  # what one decode task asks for

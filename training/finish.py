@@ -83,7 +83,7 @@ def finish(
         metrics,
         probabilities,
         codes,
-        paths=[job.paths["test"][place] for place in scored],
+        paths=[job.test_paths[place] for place in scored],
         labels=job.labels,
         tensorboard=folder.tensorboard if config.logger.tensorboard else None,
     )

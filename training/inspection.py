@@ -9,7 +9,6 @@ import pyarrow as pa
 
 from classifier import image
 from classifier.errors import BadImage, DatasetError
-from training.listing import Entry
 from training.root import Root, read_pictures, what_ended_task
 
 # A reduced decode reads every byte of the file, so it finds whatever is broken, at a fraction of the time.
@@ -33,7 +32,7 @@ ROW = pa.schema(
 
 
 def inspect(
-    entries: list[Entry],
+    listing: pa.Table,
     root: Root,
     *,
     max_pixels: int,
@@ -44,7 +43,7 @@ def inspect(
     """Open pictures on all of Ray's cores.
 
     Args:
-        entries: what to open.
+        listing: what to open, in the form of `listing.LISTING`.
         root: the dataset's folder.
         max_pixels: the largest picture that is decoded.
         task_cpus: what one task asks for.
@@ -61,11 +60,9 @@ def inspect(
 
     from training.stream import dataset_of
 
-    listing = pa.Table.from_pylist([entry._asdict() for entry in entries]).select(
-        ["path", "label", "size_bytes", "modified_ns"]
-    )
-    in_task = min(_MOST_IN_TASK, max(_FEWEST_IN_TASK, math.ceil(len(entries) / (4 * tasks))))
-    dataset = dataset_of(listing, rows_in_task=in_task, name="inspect").map_batches(
+    pictures = listing.select(["path", "label", "size_bytes", "modified_ns"])
+    in_task = min(_MOST_IN_TASK, max(_FEWEST_IN_TASK, math.ceil(len(pictures) / (4 * tasks))))
+    dataset = dataset_of(pictures, rows_in_task=in_task, name="inspect").map_batches(
         _inspect_batch,
         batch_size=None,
         batch_format="pyarrow",
@@ -78,7 +75,7 @@ def inspect(
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             done.append(batch.cast(ROW))
             opened += batch.num_rows
-            on_progress(opened, len(entries))
+            on_progress(opened, len(pictures))
     except RayError as error:
         said = what_ended_task(error)
         if said is None:

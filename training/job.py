@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from classifier.preprocess import PreprocessSpec
@@ -57,7 +58,7 @@ def plan_job(
             spec=spec.model_dump(mode="json"),
             labels=catalog.labels,
             codes=codes,
-            paths=paths,
+            test_paths=paths["test"].to_pylist(),
             dataset={"name": catalog.name, "fingerprint": catalog.fingerprint, "counts": catalog.counts()},
             folder=folder.path,
             run=name,
@@ -87,9 +88,9 @@ def _size_bytes(catalog: Catalog) -> int:
     return int(pc.sum(catalog.table.filter(used)["size_bytes"]).as_py())
 
 
-def _in_order(catalog: Catalog, *, seed: int) -> tuple[dict[str, list[str]], dict[str, np.ndarray]]:
+def _in_order(catalog: Catalog, *, seed: int) -> tuple[dict[str, pa.Array], dict[str, np.ndarray]]:
     """Each split's pictures in the order in which they are decoded: `train` shuffled, the others by path."""
-    code_of = {label: code for code, label in enumerate(catalog.labels)}
+    labels = pa.array(catalog.labels, pa.string())
     paths, codes = {}, {}
     for split in SPLITS:
         table = catalog.pictures(split)
@@ -97,6 +98,6 @@ def _in_order(catalog: Catalog, *, seed: int) -> tuple[dict[str, list[str]], dic
         if split == "train":
             np.random.default_rng(seed).shuffle(order)
         table = table.take(order)
-        paths[split] = table["path"].to_pylist()
-        codes[split] = np.array([code_of[label] for label in table["label"].to_pylist()], dtype=np.int64)
+        paths[split] = table["path"].combine_chunks()
+        codes[split] = pc.index_in(table["label"], value_set=labels).to_numpy().astype(np.int64)
     return paths, codes

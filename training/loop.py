@@ -32,7 +32,7 @@ class Job:
     spec: dict[str, Any]  # a PreprocessSpec, dumped
     labels: tuple[str, ...]
     codes: dict[str, np.ndarray]  # split -> int64 [N], the class of each picture in the split's order
-    paths: dict[str, list[str]]  # split -> path of each picture, relative to the dataset
+    test_paths: list[str]  # of each picture of the test split, relative to the dataset
     dataset: dict[str, Any]  # name, fingerprint, counts
     folder: Path
     run: str  # what the dashboard calls it

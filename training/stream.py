@@ -8,7 +8,7 @@ import errno
 import math
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,9 @@ _NICENESS = 5
 PARTIAL = ".partial.npy"  # how the name of a shard ends that holds pictures that could not be read
 # What it is worth starting another decoding process for: about a second of work, as its imports are.
 _TASK_FILE_BYTES, _TASK_PICTURES = 16 * 1024 * 1024, 2_000
+
+
+_PICTURES = pa.schema({"path": pa.string(), "row": pa.int64()})
 
 
 def dataset_of(table: pa.Table, *, rows_in_task: int, name: str) -> "Dataset":
@@ -75,7 +78,7 @@ def rows_in_block(spec: PreprocessSpec, *, pictures: int, tasks: int, mean_bytes
 
 
 def stream_blocks(
-    paths: list[str],
+    paths: Sequence[str] | pa.Array,
     *,
     root: Root,
     spec: PreprocessSpec,
@@ -110,7 +113,7 @@ def stream_blocks(
     from ray.exceptions import RayError
 
     in_block = rows_in_block(spec, pictures=len(paths), tasks=tasks, mean_bytes=mean_bytes)
-    table = pa.table({"path": pa.array(paths, pa.string()), "row": pa.array(range(len(paths)), pa.int64())})
+    table = pa.table({"path": paths, "row": np.arange(len(paths))}, schema=_PICTURES)
     dataset = dataset_of(table, rows_in_task=in_block, name=name).map_batches(
         _decode_batch,
         batch_size=None,

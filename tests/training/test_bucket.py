@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow.fs import FSSpecHandler, PyFileSystem
@@ -24,7 +25,7 @@ from training.catalog import CATALOG, CONFLICTS, INFO, SET_ASIDE, Catalog, prepa
 from training.config import DataConfig
 from training.failures import is_systems
 from training.inspection import inspect
-from training.listing import Entry, find_dataset, list_dataset
+from training.listing import Entry, find_dataset, list_dataset, tabulate
 from training.root import Root, read_pictures
 from training.run import main
 from training.settings import read_settings
@@ -75,16 +76,16 @@ def _prepare(raw_data: str | Path, metadata: str | Path) -> tuple[Catalog, list[
     """The catalog, and the paths of the pictures that were opened for it."""
     opened: list[str] = []
 
-    def inspect_some(entries: list[Entry], root: Root) -> Any:
-        opened.extend(entry.path for entry in entries)
-        return inspect(entries, root, max_pixels=image.MAX_PIXELS, task_cpus=1, tasks=2, on_progress=lambda *_: None)
+    def inspect_some(listing: pa.Table, root: Root) -> Any:
+        opened.extend(listing["path"].to_pylist())
+        return inspect(listing, root, max_pixels=image.MAX_PIXELS, task_cpus=1, tasks=2, on_progress=lambda *_: None)
 
     config: DataConfig = read_settings(["ds=PETS"]).data
     root = find_dataset("PETS", raw_data=raw_data)
     found = prepare_catalog(
         "PETS",
         root=root,
-        entries=list_dataset(root),
+        listing=tabulate(list_dataset(root)),
         metadata=metadata,
         config=config,
         seed=1,
@@ -193,11 +194,11 @@ def test_a_bucket_that_stops_answering_sets_no_picture_aside(s3: S3, ray_once: N
         for number in range(3):
             write_picture(s3.folder / f"suite/raw/PETS/{label}/{number}.png", colour=(number, 9, len(label)))
     bucket = _bucket(s3.url("suite/raw/PETS"))
-    entries = list_dataset(bucket)
+    listing = tabulate(list_dataset(bucket))
     s3.stop()
 
     with pytest.raises(DatasetError, match=r"^s3://suite/raw/PETS/cat/0.png cannot be read: .*NETWORK_CONNECTION"):
-        inspect(entries, bucket, max_pixels=image.MAX_PIXELS, task_cpus=1, tasks=1, on_progress=lambda *_: None)
+        inspect(listing, bucket, max_pixels=image.MAX_PIXELS, task_cpus=1, tasks=1, on_progress=lambda *_: None)
 
 
 def test_decoding_that_loses_its_bucket_is_a_fault_of_the_cluster(s3: S3, ray_once: None) -> None:

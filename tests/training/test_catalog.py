@@ -17,7 +17,7 @@ from tests.training.digits import write_picture
 from training.catalog import Catalog, prepare_catalog, write_summaries
 from training.config import DataConfig
 from training.inspection import ROW, inspect
-from training.listing import Entry, list_dataset
+from training.listing import list_dataset, tabulate
 from training.progress import show_dataset
 
 DATA = DataConfig.model_validate(
@@ -49,17 +49,17 @@ class _Project:
         return prepare_catalog(
             "PETS",
             root=self.dataset,
-            entries=list_dataset(self.dataset),
+            listing=tabulate(list_dataset(self.dataset)),
             metadata=self.folder / "data/metadata",
             config=data,
             seed=seed,
             inspect=self._inspect,
         )
 
-    def _inspect(self, entries: list[Entry], root: Path):  # type: ignore[no-untyped-def]
-        self.opened = [entry.path for entry in entries]
+    def _inspect(self, listing: pa.Table, root: Path):  # type: ignore[no-untyped-def]
+        self.opened = listing["path"].to_pylist()
         look = functools.partial(inspect, max_pixels=DATA.max_pixels, task_cpus=1, tasks=2)
-        rows = look(entries, root, on_progress=lambda done, total: None).to_pylist()
+        rows = look(listing, root, on_progress=lambda done, total: None).to_pylist()
         unknown = dict.fromkeys(("group", "sha256", "width", "height", "mode"))
         rows = [row | {"reason": "unreadable"} | unknown if row["path"] in self.away else row for row in rows]
         return pa.Table.from_pylist(rows, schema=ROW)

@@ -61,7 +61,7 @@ def _job(folder: Path) -> Job:
         spec={},
         labels=LABELS,
         codes={"test": CODES},
-        paths={"test": [f"{number}.png" for number in CODES]},
+        test_paths=[f"{number}.png" for number in CODES],
         dataset={"name": "PETS", "fingerprint": "sha256:0", "counts": counts},
         folder=folder,
         run="x",

@@ -25,7 +25,7 @@ def test_weights_that_were_random_are_not_called_fine_tuned(overrides: list[str]
         spec={},
         labels=("cat", "dog"),
         codes={},
-        paths={},
+        test_paths=[],
         dataset={"name": "PETS", "fingerprint": "sha256:0", "counts": {"train": split, "val": split, "test": split}},
         folder=tmp_path,
         run="run",
