@@ -6,7 +6,17 @@ from pathlib import Path
 import pytest
 
 from classifier.errors import DatasetError
-from training.listing import HIDDEN, NAME_NOT_UTF8, NO_CLASS_FOLDER, NO_PICTURE_SUFFIX, find_dataset, list_dataset
+from training.listing import (
+    HIDDEN,
+    LISTING,
+    NAME_NOT_UTF8,
+    NO_CLASS_FOLDER,
+    NO_PICTURE_SUFFIX,
+    Entry,
+    find_dataset,
+    list_dataset,
+    tabulate,
+)
 
 
 def _touch(file: Path) -> Path:
@@ -95,3 +105,15 @@ def test_fewer_than_two_classes_are_refused(tmp_path: Path, folders: list[str], 
 
     with pytest.raises(DatasetError, match=said):
         list_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2500])
+def test_a_table_holds_every_entry_in_its_place(count: int) -> None:
+    entries = [
+        Entry(f"cat/{place}.png", None if place % 2 else "cat", place, 2 * place, None) for place in range(count)
+    ]
+
+    table = tabulate(entries)
+
+    assert table.schema == LISTING
+    assert [tuple(row.values()) for row in table.to_pylist()] == [tuple(entry) for entry in entries]
