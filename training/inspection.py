@@ -9,25 +9,24 @@ import pyarrow as pa
 
 from classifier import image
 from classifier.errors import BadImage, DatasetError
+from training.listing import LISTING
 from training.root import Root, read_pictures, what_ended_task
 
 # A reduced decode reads every byte of the file, so it finds whatever is broken, at a fraction of the time.
 _DRAFT_PX = 64
 _FEWEST_IN_TASK, _MOST_IN_TASK = 16, 512
 # What is known of a file once it has been opened; the catalog adds what follows from all of them.
+_FILE = LISTING.remove(LISTING.get_field_index("aside"))
 ROW = pa.schema(
-    {
-        "path": pa.string(),
-        "label": pa.string(),
-        "size_bytes": pa.int64(),
-        "modified_ns": pa.int64(),
-        "reason": pa.string(),
-        "group": pa.string(),
-        "sha256": pa.string(),
-        "width": pa.int32(),
-        "height": pa.int32(),
-        "mode": pa.string(),
-    }
+    [
+        *_FILE,
+        pa.field("reason", pa.string()),
+        pa.field("group", pa.string()),
+        pa.field("sha256", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("mode", pa.string()),
+    ]
 )
 
 
@@ -60,7 +59,7 @@ def inspect(
 
     from training.stream import dataset_of
 
-    pictures = listing.select(["path", "label", "size_bytes", "modified_ns"])
+    pictures = listing.select(_FILE.names)
     in_task = min(_MOST_IN_TASK, max(_FEWEST_IN_TASK, math.ceil(len(pictures) / (4 * tasks))))
     dataset = dataset_of(pictures, rows_in_task=in_task, name="inspect").map_batches(
         _inspect_batch,

@@ -37,8 +37,6 @@ _NICENESS = 5
 PARTIAL = ".partial.npy"  # how the name of a shard ends that holds pictures that could not be read
 # What it is worth starting another decoding process for: about a second of work, as its imports are.
 _TASK_FILE_BYTES, _TASK_PICTURES = 16 * 1024 * 1024, 2_000
-
-
 _PICTURES = pa.schema({"path": pa.string(), "row": pa.int64()})
 
 
